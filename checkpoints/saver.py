@@ -1,0 +1,280 @@
+"""Saving while training goes on: a save blocks for one copy into memory; everything else happens in the background."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_local_save_plan
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.utils import find_tensor_shard
+
+from checkpoints.arena import Arena
+from checkpoints.channel import Channel
+from checkpoints.committer import Committer, Saved
+from checkpoints.entry import Commit
+from checkpoints.errors import SaveAborted, StateMismatch
+from checkpoints.layout import Piece, place, tensors
+from checkpoints.log import Claim
+from checkpoints.manifest import ITEM_BYTES, PAGE_BYTES, Tensor
+from checkpoints.store import Store
+from checkpoints.strict_json import Fields, Json, encode
+from checkpoints.writer import Writer, open_writer
+
+_MOST_PLAN_BYTES = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveResult:
+    """How one save ended: with a commit, or aborted. The times are counted from the call of `save`."""
+
+    step: int
+    commit: Commit | None
+    abort: SaveAborted | None
+    blocked_seconds: float  # how long training stood still
+    seconds: float  # until the commit, or until it was given up
+    damage: tuple[str, ...] = ()  # what reading the commit before it back has found wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    number: int
+    step: int
+    metadata: Mapping[str, Json]
+    started: float
+    blocked_seconds: float
+
+
+class Saver:
+    """Saves the state of all ranks together. Each rank has one and makes the same calls in the same order.
+
+    `claim` is rank 0's right to commit, and None on every other rank. A save whose files are not written within
+    `deadline_seconds` is aborted on all ranks; the commits before it stay, and training goes on.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        channel: Channel,
+        claim: Claim | None,
+        rank: int,
+        world_size: int,
+        keep: int,
+        deadline_seconds: float = 600.0,
+    ) -> None:
+        self.aborts_in_a_row = 0
+        self._store = store
+        self._channel = channel
+        self._claim = claim
+        self._rank = rank
+        self._world_size = world_size
+        self._keep = keep
+        self._deadline_seconds = deadline_seconds
+        self._number = 0
+        self._results: deque[SaveResult] = deque()
+        self._failure: BaseException | None = None
+        self._is_failure_told = False
+        self._is_idle = threading.Event()
+        self._is_idle.set()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+
+    def prepare(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Agree with the other ranks who saves what; make the memory for it, and the writer. To be called once.
+
+        Raises StateMismatch for a state that cannot be saved, and PeerSilent.
+        """
+        pieces, whole = self._share_out(_pieces(state))
+        starts, size = place(pieces)
+        self._arena = Arena(max(size, PAGE_BYTES))
+        memory = torch.frombuffer(self._arena.memory, dtype=torch.uint8)
+        self._names = set(state)
+        self._indices = [MetadataIndex(piece.name, piece.offsets) for piece in pieces]
+        self._views = [
+            memory[start : start + piece.size].view(getattr(torch, piece.dtype)).view(piece.lengths)
+            for start, piece in zip(starts, pieces, strict=True)
+        ]
+        self._writer: Writer = open_writer(self._store, self._arena)
+        self._committer = Committer(
+            store=self._store,
+            channel=self._channel,
+            writer=self._writer,
+            claim=self._claim,
+            rank=self._rank,
+            world_size=self._world_size,
+            keep=self._keep,
+            deadline_seconds=self._deadline_seconds,
+            size=size,
+            tensors=whole,
+        )
+        self._thread.start()
+
+    def save(self, step: int, state: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> None:
+        """Copy the state and start to save it. When this returns, training may change the state.
+
+        Waits for the save before it, if that still runs. Rank 0's metadata is kept. Raises Fenced, StateMismatch when
+        the state is not what was prepared, and ValueError or TypeError for metadata that is not JSON.
+        """
+        started = time.perf_counter()
+        copied: dict[str, Json] = json.loads(encode(metadata))  # the caller may go on to change the original
+        self._number += 1
+        is_free = self._is_idle.wait(3 * self._deadline_seconds)
+        self._raise_failure()
+        if not is_free:
+            self._add_abort(step, SaveAborted(self._rank, "wait", "the save before it still runs"), started, 0.0)
+            return
+        self._stage(state)
+        self._is_idle.clear()
+        blocked = time.perf_counter() - started
+        self._jobs.put(_Job(number=self._number, step=step, metadata=copied, started=started, blocked_seconds=blocked))
+
+    def poll(self) -> list[SaveResult]:
+        """The saves that have ended since the last call. Raises Fenced when a successor has claimed the run."""
+        if not self._results:
+            self._raise_failure()
+        return [self._results.popleft() for _ in range(len(self._results))]
+
+    def wait(self, seconds: float) -> list[SaveResult]:
+        """Like `poll`, once the running save has ended or that many seconds have passed."""
+        self._is_idle.wait(seconds)
+        return self.poll()
+
+    def close(self, seconds: float) -> None:
+        """End the writer, once everything is written and read back or that many seconds have passed.
+
+        Raises what ended the background work, such as Fenced, if no other method has raised it yet.
+        """
+        self._jobs.put(None)
+        self._thread.join(seconds)
+        self._writer.close()
+        self._arena.close()
+        if not self._is_failure_told:
+            self._raise_failure()
+
+    def _share_out(self, held: list[Piece]) -> tuple[list[Piece], tuple[Tensor, ...]]:
+        """The pieces that this rank saves, of those that it holds; and, on rank 0, where all tensors will lie."""
+        self._channel.post(f"plan/{self._rank}", encode({"pieces": [asdict(piece) for piece in held]}))
+        if self._claim is None:
+            layout = self._channel.wait("layout", 0, self._deadline_seconds)
+            positions = Fields.parse("the layout", layout, _MOST_PLAN_BYTES).integers(str(self._rank), len(held))
+            return [held[i] for i in positions], ()
+        said = self._channel.collect("plan", range(self._world_size), self._deadline_seconds)
+        plans = [Fields.parse("a plan", data, _MOST_PLAN_BYTES).objects("pieces") for data in said]
+        ranks = [[Piece.from_json(fields) for fields in plan] for plan in plans]
+        chosen = _choose(ranks)
+        self._channel.post("layout", encode({str(rank): positions for rank, positions in enumerate(chosen)}))
+        saved = [[pieces[i] for i in positions] for pieces, positions in zip(ranks, chosen, strict=True)]
+        return saved[0], tensors(saved)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            self._is_failure_told = True
+            raise self._failure
+
+    @torch.no_grad()
+    def _stage(self, state: Mapping[str, torch.Tensor]) -> None:
+        if state.keys() != self._names:
+            names = ", ".join(sorted(state.keys() ^ self._names)[:5])
+            raise StateMismatch(f"the state is not the one that was prepared; only one of them has {names}")
+        sources = [find_tensor_shard(state[index.fqn], index) for index in self._indices]
+        for source, view, index in zip(sources, self._views, self._indices, strict=True):
+            if source.shape != view.shape or source.dtype != view.dtype:
+                raise StateMismatch(
+                    f"{index.fqn} is {source.dtype} {tuple(source.shape)},"
+                    f" and was {view.dtype} {tuple(view.shape)} when the save was prepared"
+                )
+        torch._foreach_copy_(self._views, sources)
+
+    def _work(self) -> None:
+        try:
+            self._committer.collect_orphans()
+            while (job := self._jobs.get()) is not None:
+                saved = self._run(job)
+                self._is_idle.set()
+                if saved is not None:
+                    self._committer.finish(saved)
+        except BaseException as error:  # save, poll and wait raise it to the one who can act
+            self._failure = error
+        finally:
+            self._is_idle.set()
+
+    def _run(self, job: _Job) -> Saved | None:
+        try:
+            saved = self._committer.save(job.number, job.step, job.metadata)
+        except SaveAborted as error:
+            self._add_abort(job.step, error, job.started, job.blocked_seconds)
+            return None
+        self.aborts_in_a_row = 0
+        self._results.append(
+            SaveResult(
+                step=job.step,
+                commit=saved.commit,
+                abort=None,
+                blocked_seconds=job.blocked_seconds,
+                seconds=time.perf_counter() - job.started,
+                damage=saved.damage,
+            )
+        )
+        return saved
+
+    def _add_abort(self, step: int, error: SaveAborted, started: float, blocked_seconds: float) -> None:
+        self.aborts_in_a_row += 1
+        seconds = time.perf_counter() - started
+        self._results.append(
+            SaveResult(step=step, commit=None, abort=error, blocked_seconds=blocked_seconds, seconds=seconds)
+        )
+
+
+def _pieces(state: Mapping[str, torch.Tensor]) -> list[Piece]:
+    """What this rank holds of the state, as DCP sees it."""
+    pieces = []
+    for item in create_default_local_save_plan(dict(state), is_coordinator=False).items:
+        name, data = item.index.fqn, item.tensor_data
+        if data is None:
+            raise StateMismatch(f"{name} is not a tensor; give it with the metadata of the save")
+        dtype = str(data.properties.dtype).removeprefix("torch.")
+        if dtype not in ITEM_BYTES:
+            raise StateMismatch(f"{name} is {dtype}, which cannot be saved; use one of {', '.join(ITEM_BYTES)}")
+        pieces.append(
+            Piece(
+                name=name,
+                dtype=dtype,
+                shape=tuple(data.size),
+                offsets=tuple(data.chunk.offsets),
+                lengths=tuple(data.chunk.sizes),
+                is_shard=item.type is WriteItemType.SHARD,
+            )
+        )
+    return pieces
+
+
+def _choose(ranks: list[list[Piece]]) -> list[list[int]]:
+    """The positions of the pieces that each rank saves: each piece once, and about as many bytes on each rank."""
+    planner = DefaultSavePlanner(flatten_state_dict=False)
+    try:
+        plans, _ = planner.create_global_plan([SavePlan([_item(piece) for piece in pieces]) for pieces in ranks])
+    except (ValueError, AssertionError) as error:
+        raise StateMismatch(f"the ranks do not hold one state together: {error}") from error
+    chosen = []
+    for pieces, plan in zip(ranks, plans, strict=True):
+        kept = {item.index for item in plan.items}
+        chosen.append([i for i, piece in enumerate(pieces) if MetadataIndex(piece.name, piece.offsets) in kept])
+    return chosen
+
+
+def _item(piece: Piece) -> WriteItem:
+    chunk = ChunkStorageMetadata(offsets=torch.Size(piece.offsets), sizes=torch.Size(piece.lengths))
+    properties = TensorProperties(dtype=getattr(torch, piece.dtype))
+    return WriteItem(
+        index=MetadataIndex(piece.name, piece.offsets),
+        type=WriteItemType.SHARD if piece.is_shard else WriteItemType.TENSOR,
+        tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=torch.Size(piece.shape)),
+    )

@@ -1,0 +1,208 @@
+"""The writer process: it puts what lies in the arena into the store, so that the training process does not have to.
+
+    python -m checkpoints.writer ARENA_DESCRIPTOR SOCKET_DESCRIPTOR PARENT_PID STORE_URL
+
+It answers one command at a time, each a line of JSON on the socket, and ends when the other side of the socket does.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from checkpoints.arena import Arena
+from checkpoints.errors import CorruptCheckpoint, StoreError, StoreFull, one_line
+from checkpoints.manifest import BLOCK_BYTES, File, block_digest
+from checkpoints.reader import verify_file
+from checkpoints.store import Store, open_store
+from checkpoints.strict_json import Fields, encode
+
+_MOST_ANSWER_BYTES = 2**30
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Writer(Protocol):
+    """Writes the arena to a store. `seconds` is how long the caller waits."""
+
+    def write(self, folder: str, path: str, size: int, seconds: float) -> File:
+        """Put the first `size` bytes of the arena; they are durable when this returns. Raises StoreError."""
+
+    def verify(self, folder: str, file: File, seconds: float) -> None:
+        """Read the file back from the medium. Raises CorruptCheckpoint and StoreError."""
+
+    def close(self) -> None:
+        """End it. A write that still runs is given up."""
+
+
+def open_writer(store: Store, arena: Arena) -> Writer:
+    return WriterProcess(store.url, arena) if store.crosses_processes else InlineWriter(store, arena)
+
+
+class InlineWriter:
+    """Writes in the calling thread, for a store that only this process can see."""
+
+    def __init__(self, store: Store, arena: Arena) -> None:
+        self._store = store
+        self._arena = memoryview(arena.memory)
+
+    def write(self, folder: str, path: str, size: int, seconds: float) -> File:
+        return _write(self._store, self._arena[:size], folder, path, lambda: None)
+
+    def verify(self, folder: str, file: File, seconds: float) -> None:
+        verify_file(self._store, f"{folder}/{file.path}", file)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+class WriterProcess:
+    """Writes in a process of its own, at low priority. When that has died, the next call starts another."""
+
+    def __init__(self, store_url: str, arena: Arena) -> None:
+        self._store_url = store_url
+        self._arena = arena
+        self._start()
+
+    def write(self, folder: str, path: str, size: int, seconds: float) -> File:
+        answer = self._ask(seconds, {"do": "write", "folder": folder, "path": path, "size": size})
+        return File.from_json(answer.inner("file"))
+
+    def verify(self, folder: str, file: File, seconds: float) -> None:
+        self._ask(seconds, {"do": "verify", "folder": folder, "file": file.to_json()})
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes up a thread that waits for an answer, too
+        try:
+            self._process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._socket.close()
+
+    def _start(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        root = str(Path(__file__).parents[1])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        descriptors = (self._arena.file.fileno(), theirs.fileno())
+        arguments = [*map(str, descriptors), str(os.getpid()), self._store_url]
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "checkpoints.writer", *arguments],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+
+    def _ask(self, seconds: float, command: dict[str, object]) -> Fields:
+        if self._process.poll() is not None:
+            self.close()
+            self._start()
+        try:
+            self._socket.settimeout(seconds)
+            self._socket.sendall(encode(command))
+            with self._socket.makefile("rb") as stream:
+                line = stream.readline()
+            if not line.endswith(b"\n"):
+                raise ConnectionError("it ended")
+        except OSError as error:
+            self.close()
+            reason = f"the writer process did not answer ({error}; exit code {self._process.returncode})"
+            raise StoreError(str(command["do"]), str(command["folder"]), reason) from error
+        return _unwrap(Fields.parse("the writer's answer", line, _MOST_ANSWER_BYTES))
+
+
+def _write(store: Store, data: memoryview, folder: str, path: str, before_block: Callable[[], None]) -> File:
+    digests: list[str] = []
+
+    def blocks() -> Iterator[memoryview]:
+        for start in range(0, len(data), BLOCK_BYTES):
+            before_block()
+            block = data[start : start + BLOCK_BYTES]
+            digests.append(block_digest(block))  # while the block is on its way anyway: it stays in the CPU's cache
+            yield block
+
+    store.put(f"{folder}/{path}", blocks())
+    return File(path=path, size=len(data), block_bytes=BLOCK_BYTES, blocks=tuple(digests))
+
+
+def _unwrap(answer: Fields) -> Fields:
+    """The answer, unless it is an error: that is raised here, as it was raised there."""
+    match answer.text("kind"):
+        case "done":
+            return answer
+        case "corrupt":
+            raise CorruptCheckpoint(answer.text("where"), answer.text("what"))
+        case kind:
+            error = StoreFull if kind == "full" else StoreError
+            raise error(answer.text("operation"), answer.text("key"), answer.text("reason"))
+
+
+def _answer(store: Store, arena: memoryview, command: Fields, before_block: Callable[[], None]) -> dict[str, object]:
+    folder = command.text("folder")
+    try:
+        if command.text("do") == "write":
+            size = command.integer("size", most=len(arena))
+            file = _write(store, arena[:size], folder, command.text("path"), before_block)
+            return {"kind": "done", "file": file.to_json()}
+        file = File.from_json(command.inner("file"))
+        verify_file(store, f"{folder}/{file.path}", file)
+        return {"kind": "done"}
+    except StoreError as error:
+        kind = "full" if isinstance(error, StoreFull) else "store"
+        return {"kind": kind, "operation": error.operation, "key": error.key, "reason": one_line(error.reason)}
+    except CorruptCheckpoint as error:
+        return {"kind": "corrupt", "where": error.where, "what": error.what}
+
+
+def _forward_signals(parent: int) -> None:
+    """A scheduler signals every process of a job: what it tells this one is meant for the training process."""
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        if os.getppid() == parent:
+            os.kill(parent, number)
+
+    for number in _SIGNALS:
+        signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def main(arena_descriptor: int, socket_descriptor: int, parent: int, store_url: str) -> None:
+    """Answer commands until the parent closes the socket or dies."""
+    _forward_signals(parent)
+    os.nice(10)
+    store = open_store(store_url)
+    arena = memoryview(mmap.mmap(arena_descriptor, 0, access=mmap.ACCESS_READ))
+
+    def leave_if_orphaned() -> None:
+        if os.getppid() != parent:  # a forked process may still hold the other end of our socket open
+            os._exit(1)
+
+    with socket.socket(fileno=socket_descriptor) as connection, connection.makefile("rwb") as stream:
+        commands = select.poll()
+        commands.register(connection, select.POLLIN)
+        while True:
+            leave_if_orphaned()
+            if not commands.poll(1000):
+                continue
+            line = stream.readline()
+            if not line:
+                return
+            command = Fields.parse("the command", line, _MOST_ANSWER_BYTES)
+            stream.write(encode(_answer(store, arena, command, leave_if_orphaned)))
+            stream.flush()
+
+
+if __name__ == "__main__":
+    with suppress(BrokenPipeError, ConnectionResetError):  # the parent died while its answer was under way
+        main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -1,0 +1,81 @@
+"""This machine as a backend: the node process is a child of the launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster.job import Job, JobState, Submission
+
+
+class LocalBackend:
+    """Runs one node here. Its handle is `pid:start time`: a pid that was given away again is not mistaken for it."""
+
+    name = "local"
+    most_nodes = 1
+
+    def __init__(self) -> None:
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def render(self, job: Job) -> Submission:
+        return Submission(
+            command=(sys.executable, "-m", "cluster.node", *job.command),
+            folder=job.folder,
+            log=job.log,
+            environment=job.environment,
+        )
+
+    def submit(self, submission: Submission) -> str:
+        # A session of its own: Ctrl-C in the terminal reaches the launcher alone, which decides what it means.
+        with open(submission.log, "ab") as log:
+            child = subprocess.Popen(
+                submission.command,
+                cwd=submission.folder,
+                env={**os.environ, **submission.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        handle = f"{child.pid}:{start_time(child.pid)}"
+        self._children[handle] = child
+        return handle
+
+    def state(self, handle: str) -> JobState:
+        child = self._children.get(handle)
+        if child is not None:
+            return JobState.RUNNING if child.poll() is None else JobState.ENDED
+        return JobState.RUNNING if _is_alive(handle) else JobState.ENDED
+
+    def stop(self, handle: str, number: signal.Signals) -> None:
+        _signal(handle, number, to_group=False)
+
+    def kill(self, handle: str) -> None:
+        _signal(handle, signal.SIGKILL, to_group=True)
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since boot (proc(5)); 0 when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def _is_alive(handle: str) -> bool:
+    pid, _, started = handle.partition(":")
+    return started != "0" and start_time(int(pid)) == int(started)
+
+
+def _signal(handle: str, number: signal.Signals, *, to_group: bool) -> None:
+    if not _is_alive(handle):
+        return
+    pid = int(handle.partition(":")[0])
+    try:
+        (os.killpg if to_group else os.kill)(pid, number)
+    except ProcessLookupError:
+        pass

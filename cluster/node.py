@@ -1,0 +1,36 @@
+"""What runs once on each node: it turns signals into the notice and starts the node's command.
+
+    python -m cluster.node COMMAND ...
+
+It imports nothing heavy, so that a signal in the first milliseconds of a job is already a notice.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from cluster.preemption import Notice, handle_signals
+from cluster.processes import die_with_parent
+
+
+def main(command: list[str]) -> int:
+    with tempfile.TemporaryDirectory(prefix="launch-") as scratch:
+        notice = Notice(Path(scratch) / "notice")
+        handle_signals(notice)
+        # The launcher is gone for good: save and leave, so that nothing is lost and nobody trains unseen.
+        die_with_parent(signal.SIGTERM)
+        child = subprocess.Popen(command, env={**os.environ, **notice.environment()})
+        code = child.wait()
+    if code < 0:
+        print(f"the trainer on this node was ended by {signal.Signals(-code).name}", file=sys.stderr)
+        return 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

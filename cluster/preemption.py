@@ -1,0 +1,80 @@
+"""The one notice that a run should stop: a file on each node, whoever gives it.
+
+A signal to any process of the run becomes the notice; ranks read it at every step and agree on the step to stop at.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+_PATH_VARIABLE = "LAUNCH_NOTICE"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A file that says why to stop. It lies on the node's own disk, so that looking for it costs microseconds."""
+
+    path: Path
+
+    @classmethod
+    def from_environment(cls) -> Notice:
+        return cls(Path(os.environ[_PATH_VARIABLE]))
+
+    def environment(self) -> dict[str, str]:
+        return {_PATH_VARIABLE: str(self.path)}
+
+    def give(self, reason: str) -> None:
+        """The first reason stands. Safe in a signal handler."""
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except (FileExistsError, FileNotFoundError):  # given already, or the node has cleaned up
+            return
+        os.write(descriptor, reason.encode())
+        os.close(descriptor)
+
+    def is_given(self) -> bool:
+        return self.path.exists()
+
+    def reason(self) -> str:
+        """Why to stop; empty when the notice was not given."""
+        try:
+            return self.path.read_text() or "a stop signal"
+        except FileNotFoundError:
+            return ""
+
+
+def handle_signals(notice: Notice) -> None:
+    """From here on a stop signal to this process gives the notice and does nothing else."""
+
+    def give(number: int, _frame: FrameType | None) -> None:
+        notice.give(signal.Signals(number).name)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, give)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def watch_signals(notice: Notice, supervisor: int, leave: Callable[[], None]) -> None:
+    """Like `handle_signals`, for a process that its supervisor ends by a signal too: that one calls `leave`.
+
+    Must be called before the process has other threads: the signals are blocked in all of them, and one thread waits
+    for them, because only a waiting thread learns who sent a signal.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def wait() -> None:
+        while True:
+            info = signal.sigwaitinfo(STOP_SIGNALS)
+            if info.si_pid == supervisor:
+                leave()
+            else:
+                notice.give(signal.Signals(info.si_signo).name)
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()

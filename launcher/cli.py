@@ -1,0 +1,211 @@
+"""`launch`: the command line. It imports what a command needs when that command runs, and never torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+EPILOG = """\
+commands:
+  launch RECIPE [KEY=VALUE ...]        train; --name of an earlier run resumes it
+  launch resume RUN [KEY=VALUE ...]    carry on at the newest intact checkpoint
+  launch status RUN                    state, step and attempts
+  launch show RECIPE [KEY=VALUE ...]   the resolved recipe as YAML, with the origin of each value
+  launch ls                            the recipes that ship, and the runs here
+  launch checkpoints ls|verify|digest|pin|unpin|export RUN
+
+exit codes: 0 done, 1 failed, 2 usage, 4 no intact checkpoint, 75 stopped and resumable, 93 do not requeue
+"""
+
+COMMANDS = {
+    "train": "launcher.commands.train:train",
+    "resume": "launcher.commands.train:resume",
+    "show": "launcher.commands.show:show",
+    "ls": "launcher.commands.show:ls",
+    "status": "launcher.commands.status:status",
+    "checkpoints": "launcher.commands.checkpoints:checkpoints",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line that names the nearest known flag."""
+
+    def error(self, message: str) -> NoReturn:
+        from launcher.errors import UsageError
+
+        raise UsageError(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the answer is its exit code. Errors for people are one line on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    from checkpoints.errors import CheckpointError
+    from cluster.errors import ClusterError
+    from launcher.errors import LaunchError
+
+    try:
+        return _dispatch(words)
+    except (LaunchError, ClusterError, CheckpointError) as error:
+        print(f"launch: {' '.join(str(error).split())}", file=sys.stderr)
+        return int(getattr(error, "exit_code", 1))
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        print(f"launch: {error.filename or 'the storage'}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("launch: interrupted before the run started", file=sys.stderr)
+        return 130
+
+
+def parse_words(words: Sequence[str]) -> tuple[str, argparse.Namespace]:
+    """(command, its arguments). Raises UsageError for what is not a command line."""
+    is_named = bool(words) and words[0] in COMMANDS
+    command, rest = (words[0], words[1:]) if is_named else ("train", words)
+    parser = _parser(command)
+    known, unknown = parser.parse_known_intermixed_args(rest)
+    if unknown:
+        _refuse_flag(unknown[0], parser)
+    return command, known
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if not words:
+        _parser("train").print_help()
+        return 0
+    command, arguments = parse_words(words)
+    module, _, function = COMMANDS[command].partition(":")
+    return int(getattr(import_module(module), function)(arguments))
+
+
+def _refuse_flag(flag: str, parser: argparse.ArgumentParser) -> NoReturn:
+    from difflib import get_close_matches
+
+    from launcher.errors import UsageError
+
+    known = [option for action in parser._actions for option in action.option_strings]
+    nearest = get_close_matches(flag.split("=")[0], known, n=1)
+    raise UsageError(f"unknown flag {flag}" + (f"; did you mean {nearest[0]}?" if nearest else "; see launch --help"))
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    summary = "train" if command == "train" else command
+    parser = _Parser(
+        prog="launch" if command == "train" else f"launch {command}",
+        description=None if command == "train" else f"launch {summary}",
+        epilog=EPILOG if command == "train" else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _ARGUMENTS[command](parser)
+    return parser
+
+
+def _add_runs_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs-dir", metavar="PATH", help="where runs are kept (default: $LAUNCH_RUNS_DIR or ./runs)")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="machine-readable, on stdout")
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--on", default="local", metavar="TARGET", help="where to run (local)")
+    parser.add_argument("--nodes", "--nnodes", default=1, type=_positive, metavar="N", help="machines (default 1)")
+    parser.add_argument(
+        "--gpus",
+        "--nproc-per-node",
+        type=_positive,
+        metavar="N",
+        help="ranks per node: one per GPU, or CPU ranks where there is none",
+    )
+    _add_runs_dir(parser)
+    parser.add_argument("--takeover", action="store_true", help="take a run from an owner that looks alive")
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="resume although FIELD changed since the run started",
+    )
+
+
+def _add_laptop(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--laptop",
+        action="store_true",
+        default=None,
+        help="use the recipe's laptop overrides (default where there is no GPU)",
+    )
+    group.add_argument("--no-laptop", dest="laptop", action="store_false", help="use the recipe as it is")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a recipe file, file.py:NAME, a shipped name, or YAML from `launch show`")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings of the recipe, such as optimizer.lr=1e-4"
+    )
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    _add_place(parser)
+    _add_laptop(parser)
+    parser.add_argument(
+        "--name", metavar="RUN", help="the run's name; an existing one is resumed (default: made from the recipe's)"
+    )
+
+
+def _resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run's name or folder")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings to change; most need --allow-change"
+    )
+    _add_place(parser)
+
+
+def _show(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    _add_laptop(parser)
+    _add_json(parser)
+
+
+def _ls(parser: argparse.ArgumentParser) -> None:
+    _add_runs_dir(parser)
+    _add_json(parser)
+
+
+def _status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run's name or folder")
+    _add_runs_dir(parser)
+    _add_json(parser)
+
+
+def _checkpoints(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["ls", "verify", "digest", "pin", "unpin", "export"])
+    parser.add_argument("run", help="a run's name or folder")
+    parser.add_argument("destination", nargs="?", help="export: the folder to make")
+    parser.add_argument("--step", type=_positive, metavar="N", help="the checkpoint of this step (default: the newest)")
+    parser.add_argument("--merged", action="store_true", help="export: base and adapter as one model")
+    _add_runs_dir(parser)
+    _add_json(parser)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 1000000")
+    return int(text)
+
+
+_ARGUMENTS = {
+    "train": _train,
+    "resume": _resume,
+    "show": _show,
+    "ls": _ls,
+    "status": _status,
+    "checkpoints": _checkpoints,
+}

@@ -1,0 +1,118 @@
+"""`launch checkpoints ls|verify|digest|pin|unpin|export RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from checkpoints import reader
+from checkpoints.entry import Commit
+from checkpoints.errors import CorruptCheckpoint, NoIntactCheckpoint
+from checkpoints.log import CommitLog
+from checkpoints.store import open_store
+from launcher.errors import LaunchError, UsageError
+from launcher.places import runs_dir
+from launcher.runs import Run, find_run
+from launcher.status import commits_as_json
+
+
+def checkpoints(arguments: argparse.Namespace) -> int:
+    if (arguments.destination is None) == (arguments.action == "export"):
+        raise UsageError("launch checkpoints export RUN FOLDER takes a folder to make; the other actions take none")
+    run = find_run(arguments.run, runs_dir(arguments.runs_dir))
+    run.record()
+    log = CommitLog(open_store(run.checkpoints))
+    return _ACTIONS[arguments.action](run, log, arguments)
+
+
+def _live(log: CommitLog) -> tuple[Commit, ...]:
+    entry = log.read()
+    return entry.live if entry else ()
+
+
+def _chosen(log: CommitLog, step: int | None) -> Commit:
+    """The newest checkpoint, or the newest one of `step`. Raises UsageError when there is none."""
+    live = _live(log)
+    for commit in reversed(live):
+        if step in (None, commit.step):
+            return commit
+    steps = ", ".join(str(commit.step) for commit in live) or "none"
+    raise UsageError(
+        "this run has no checkpoint yet" if step is None else f"--step {step} has no checkpoint; there are: {steps}"
+    )
+
+
+def _ls(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
+    commits = _live(log)
+    if arguments.json:
+        print(json.dumps(commits_as_json(commits), indent=1))
+        return 0
+    for commit in commits:
+        pinned = "  pinned" if commit.is_pinned else ""
+        print(f"step {commit.step:>8}  commit {commit.n:>6}  {commit.bytes / 1e6:>10.1f} MB{pinned}")
+    return 0
+
+
+def _verify(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
+    """Read every byte of the checkpoints and compare digests."""
+    commits = _live(log) if arguments.step is None else (_chosen(log, arguments.step),)
+    bad = {}
+    for commit in commits:
+        try:
+            reader.verify(log.store, commit)
+        except CorruptCheckpoint as error:
+            bad[commit.n] = str(error)
+        if not arguments.json:
+            print(f"step {commit.step}: {bad.get(commit.n, 'intact')}")
+    if arguments.json:
+        print(
+            json.dumps(
+                [{"step": c.step, "is_intact": c.n not in bad, "reason": bad.get(c.n, "")} for c in commits], indent=1
+            )
+        )
+    if commits and len(bad) == len(commits):
+        return NoIntactCheckpoint.exit_code
+    return 1 if bad else 0
+
+
+def _digest(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
+    commit = _chosen(log, arguments.step)
+    digests = reader.digests(log.store, commit)
+    if arguments.json:
+        print(json.dumps({"step": commit.step, **digests}, indent=1))
+    else:
+        for part, digest in digests.items():
+            print(f"{part:10} {digest}")
+    return 0
+
+
+def _pin(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
+    commit = _chosen(log, arguments.step)
+    log.pin(commit.n, is_pinned=arguments.action == "pin")
+    print(f"the checkpoint of step {commit.step} is {arguments.action}ned", file=sys.stderr)
+    return 0
+
+
+def _export(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
+    destination = Path(arguments.destination).absolute()
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UsageError(f"{destination} is not an empty folder; give a new one")
+    commit = _chosen(log, arguments.step)
+    print(f"exporting the checkpoint of step {commit.step}", file=sys.stderr)
+    command = [sys.executable, "-m", "launcher.train.export", str(run.folder), str(commit.n), str(destination)]
+    command += ["merged"] if arguments.merged else []
+    # With the run's own code, where its recipe's functions are; torch is imported there, not here.
+    result = subprocess.run(
+        command, cwd=run.code, env={**os.environ, "PYTHONPATH": str(run.code)}, stderr=subprocess.PIPE, text=True
+    )
+    if result.returncode:
+        raise LaunchError(f"the export failed: {result.stderr.strip().splitlines()[-1]}")
+    print(destination)
+    return 0
+
+
+_ACTIONS = {"ls": _ls, "verify": _verify, "digest": _digest, "pin": _pin, "unpin": _pin, "export": _export}

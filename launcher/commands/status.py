@@ -1,0 +1,30 @@
+"""`launch status`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from launcher.places import runs_dir
+from launcher.runs import find_run
+from launcher.status import run_state
+
+
+def status(arguments: argparse.Namespace) -> int:
+    state = run_state(find_run(arguments.run, runs_dir(arguments.runs_dir)))
+    if arguments.json:
+        print(json.dumps(state, indent=1))
+        return 0
+    loss = "" if state["loss"] is None else f", loss {state['loss']:.4f}"
+    print(f"{state['run']}: {state['state']}, step {state['step']} of {state['steps']}{loss}")
+    if state["cause"]:
+        print(f"  {state['cause']}")
+    for attempt in state["attempts"]:
+        steps = f"steps {attempt['first_step']}-{attempt['last_step']}" if attempt["first_step"] else "no step kept"
+        line = f"  attempt {attempt['number']} on {attempt['target']}: {attempt['state']}, {steps}"
+        print(f"{line}  {attempt['cause']}".rstrip())
+    for commit in state["commits"]:
+        pinned = ", pinned" if commit["pinned"] else ""
+        print(f"  checkpoint of step {commit['step']}, {commit['bytes'] / 1e6:.1f} MB{pinned}")
+    print(f"  {state['folder']}")
+    return 0

@@ -1,0 +1,240 @@
+"""`launch RECIPE` and `launch resume RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from checkpoints.errors import OwnerAlive
+from checkpoints.log import CommitLog
+from checkpoints.owner import owner_is_alive
+from checkpoints.store import open_store
+from cluster.backend import backend_named
+from cluster.topology import Topology, local_core_count
+from launcher import loading
+from launcher.code_snapshot import code_of, copy, digests_of_copy, root_of
+from launcher.drift import (
+    Change,
+    check,
+    compare_code,
+    compare_environments,
+    compare_places,
+    compare_settings,
+    refuse_unknown_fields,
+)
+from launcher.environment import environment
+from launcher.errors import UsageError
+from launcher.overrides import flatten
+from launcher.places import local_topology, runs_dir
+from launcher.plan import Plan, make_plan, resolve_precision
+from launcher.recipe import Recipe
+from launcher.runs import FORMAT, Outcome, Run, check_run_name, find_run, read_json, write_json
+from launcher.supervise import supervise
+from launcher.watch import make_display
+
+LEAVING_SECONDS = 15.0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    topology = _topology(arguments)
+    folder = runs_dir(arguments.runs_dir)
+    use_laptop = not topology.has_gpus if arguments.laptop is None else arguments.laptop
+    resolved = loading.load(arguments.recipe, arguments.overrides, laptop=use_laptop)
+    plan = make_plan(resolved.recipe, topology, cores_per_node=local_core_count())
+    name = check_run_name(arguments.name) if arguments.name else _new_name(resolved, folder)
+    run = Run(folder / name)
+    if (run.folder / "run.json").exists():
+        frozen = loading.relocated(resolved, root_of(Path(resolved.source)), run.code)
+        return _carry_on(run, frozen, plan, arguments)
+    _create_run(run, resolved)
+    return _run(run, resolved, plan, arguments)
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    run = find_run(arguments.run, runs_dir(arguments.runs_dir))
+    run.record()
+    # A run that was told to stop early goes on to its end, unless it is told to stop again.
+    stops_again = any(word.startswith("stop_after=") for word in arguments.overrides)
+    resolved = loading.load_frozen(run.config, [*([] if stops_again else ["stop_after=null"]), *arguments.overrides])
+    topology = _topology(arguments)
+    return _carry_on(run, resolved, make_plan(resolved.recipe, topology, cores_per_node=local_core_count()), arguments)
+
+
+def _topology(arguments: argparse.Namespace) -> Topology:
+    """The machines asked for. Raises UsageError when the target has fewer, and ClusterError for an unknown target."""
+    most = backend_named(arguments.on).most_nodes
+    if most is not None and arguments.nodes > most:
+        raise UsageError(
+            f"--nodes {arguments.nodes} is more than --on {arguments.on} has ({most}); use --gpus for more ranks"
+        )
+    return local_topology(arguments.nodes, arguments.gpus)
+
+
+def _new_name(resolved: loading.Resolved, folder: Path) -> str:
+    while True:
+        name = f"{Path(resolved.source).stem}-{secrets.token_hex(2)}"
+        if not (folder / name).exists():
+            return name
+
+
+def _create_run(run: Run, resolved: loading.Resolved) -> None:
+    """Freeze recipe and code. The folder gets its name last: it is a whole run, or it is not there."""
+    if run.folder.exists():
+        raise UsageError(f"{run.folder} exists and is not a run; choose another --name")
+    staging = Run(run.folder.with_name(f".{run.name}.partial"))
+    try:
+        shutil.rmtree(staging.folder, ignore_errors=True)
+        staging.folder.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(
+            f"--runs-dir {run.folder.parent} cannot be written ({error.strerror}); choose another"
+        ) from error
+    tree = code_of(Path(resolved.source))
+    copy(tree, staging.code)
+    if tree.left_out:
+        _say(f"left out of the code snapshot: {', '.join(tree.left_out)}")
+    loading.freeze(resolved, tree.root, staging.config)
+    _write_record(staging, resolved, run.name)
+    os.rename(staging.folder, run.folder)
+
+
+def _write_record(run: Run, resolved: loading.Resolved, name: str) -> None:
+    record = {"format": FORMAT, "run": name, "recipe": resolved.source, "steps": resolved.recipe.steps}
+    write_json(run.folder / "run.json", record)
+
+
+def _carry_on(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.Namespace) -> int:
+    """Resume: refuse what would not be the same run, say what changed, and go on at the newest commit."""
+    attempts = run.attempts()
+    outcome = attempts[-1].outcome() if attempts else None
+    if outcome is not None and outcome.state == "SUCCEEDED":
+        print(f"{run.name} has ended well at step {outcome.step}; there is nothing to resume", file=sys.stderr)
+        print(run.folder)
+        return 0
+    settings = flatten(loading.load_frozen(run.config).recipe) | flatten(resolved.recipe)
+    refuse_unknown_fields(arguments.allow_change, list(settings))
+    if not arguments.takeover:
+        _wait_for_owner(run, has_ended=outcome is not None)
+    plan = _with_same_threads(run, plan)
+    for line in check(_changes(run, resolved, plan), arguments.allow_change):
+        _say(line)
+    loading.freeze(resolved, run.code, run.config)
+    _write_record(run, resolved, run.name)
+    return _run(run, resolved, plan, arguments)
+
+
+def _wait_for_owner(run: Run, *, has_ended: bool) -> None:
+    """Raises OwnerAlive when somebody trains this run; the processes of an attempt that has ended get time to leave."""
+    deadline = time.monotonic() + (LEAVING_SECONDS if has_ended else 0)
+    entry = CommitLog(open_store(run.checkpoints)).read()
+    while entry is not None and not entry.is_done and owner_is_alive(entry.owner):
+        if time.monotonic() > deadline:
+            raise OwnerAlive(str(entry.owner))
+        time.sleep(0.05)
+
+
+def _with_same_threads(run: Run, plan: Plan) -> Plan:
+    """Sums are rounded by how they are split among threads: as many ranks as before get as many threads as before."""
+    for attempt in reversed(run.attempts()):
+        record = attempt.record()
+        if record["ranks_per_node"] == plan.topology.ranks_per_node:
+            return replace(plan, threads_per_rank=record["threads_per_rank"])
+    return plan
+
+
+def _changes(run: Run, resolved: loading.Resolved, plan: Plan) -> list[Change]:
+    """What is not as it was when the run was last at work. Data and base model are compared where they are read."""
+    before = loading.load_frozen(run.config)
+    changes = compare_settings(flatten(before.recipe), flatten(resolved.recipe))
+    recipe_file = Path(run.record()["recipe"])
+    if recipe_file.exists():
+        changes += compare_code(digests_of_copy(run.code), code_of(recipe_file).digests())
+    for attempt in reversed(run.attempts()):
+        if record := read_json(attempt.folder / "environment.json"):
+            changes += compare_places(attempt.record(), _place(resolved.recipe, plan))
+            return changes + compare_environments(record, environment(run.code))
+    return changes
+
+
+def _place(recipe: Recipe, plan: Plan) -> dict[str, object]:
+    """What an attempt's record says of the machines and of what follows from them."""
+    return {
+        "nodes": plan.topology.nodes,
+        "ranks_per_node": plan.topology.ranks_per_node,
+        "has_gpus": plan.topology.has_gpus,
+        "threads_per_rank": plan.threads_per_rank,
+        "micro": plan.micro,
+        "precision": resolve_precision(recipe, plan.topology)[0],
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _run(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.Namespace) -> int:
+    recipe = resolved.recipe
+    backend = backend_named(arguments.on)
+    for title, text in _describe(run, resolved, plan):
+        _say(f"{title:10} {text}")
+    settings = {
+        **_place(recipe, plan), "takeover": arguments.takeover, "allow_change": arguments.allow_change,
+    }  # fmt: skip
+    display = make_display(recipe.steps)
+    try:
+        outcome = supervise(run, recipe, plan, backend, settings, display)
+    finally:
+        display.close()
+    print(run.folder)
+    _conclude(run, recipe, outcome)
+    return outcome.exit_code
+
+
+def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tuple[str, str]]:
+    recipe, topology = resolved.recipe, plan.topology
+    precision, reason = resolve_precision(recipe, topology)
+    threads = f"{plan.threads_per_rank} thread{'s' if plan.threads_per_rank > 1 else ''}"
+    model = recipe.model.name or str(recipe.model.build)
+    adapter = f"LoRA rank {recipe.adapter.rank}" if recipe.adapter else ""
+    method = [word for word in (recipe.quantize.replace("none", ""), adapter) if word]
+    note = (
+        " with its laptop overrides, because this machine has no GPU" if "laptop" in resolved.origins.values() else ""
+    )
+    return (
+        ("recipe", f"{resolved.source}{note}"),
+        ("model", f"{model}{' in ' if method else ''}{' + '.join(method)}"),
+        ("data", str(recipe.data.path or recipe.data.build)),
+        ("ranks", f"{topology}, {threads} each, {precision} ({reason})"),
+        ("batch", plan.describe_batch()),
+        (
+            "steps",
+            f"{recipe.steps}, a checkpoint every {recipe.checkpoint.every}, the newest {recipe.checkpoint.keep} stay",
+        ),
+        ("run", str(run.folder)),
+    )
+
+
+def _conclude(run: Run, recipe: Recipe, outcome: Outcome) -> None:
+    """The first failure is the last thing said; a run that ended well says what to do with it."""
+    where = run.name if run.folder.parent == runs_dir(None) else str(run.folder)
+    if outcome.state == "SUCCEEDED":
+        _say(f"done: step {outcome.step} of {recipe.steps}. Next:")
+        _say(f"  launch status {where}")
+        _say(f"  launch checkpoints export {where} {run.name}-export")
+        _say(f"  tensorboard --logdir {run.tensorboard}")
+    elif outcome.state == "PREEMPTED":
+        at = {None: "", 0: " before the first step"}.get(outcome.step, f" after step {outcome.step}")
+        _say(f"stopped{at} ({outcome.cause}). Resume with:\n  launch resume {where}")
+    else:
+        if outcome.details:
+            _say(outcome.details.rstrip())
+        if outcome.log:
+            _say(f"log: {outcome.log}")
+        _say(f"failed: {outcome.cause}")

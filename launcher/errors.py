@@ -1,0 +1,34 @@
+"""What the launcher raises. The command line prints these as one line, without a traceback.
+
+LaunchError               exit code
+├── UsageError            2   a flag, a recipe or an override is wrong; nothing was started
+├── RunFailed             1   checkpoints cannot be written
+├── NoProgress            93  restarts without a new commit
+└── DriftError            2   a resumed run would not be the same run
+"""
+
+
+class LaunchError(Exception):
+    """One line for the user: what is wrong, with which value, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(LaunchError):
+    """A flag, a recipe or an override that cannot be used."""
+
+    exit_code = 2
+
+
+class DriftError(UsageError):
+    """Something that decides the result changed since the run started."""
+
+
+class RunFailed(LaunchError):
+    """Training cannot go on: what it computes can no longer be kept."""
+
+
+class NoProgress(LaunchError):
+    """The run was restarted several times without a new commit: do not requeue."""
+
+    exit_code = 93

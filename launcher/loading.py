@@ -1,0 +1,284 @@
+"""From a recipe file (or YAML that `launch show` printed) to a resolved recipe, and back to YAML."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from launcher.errors import LaunchError, UsageError
+from launcher.overrides import apply, flatten, from_mapping, parse
+from launcher.recipe import Recipe
+from launcher.runs import write_text
+
+IMPORT_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A recipe after all overrides; `origins` says for each leaf who set it: recipe, laptop, command line."""
+
+    recipe: Recipe
+    origins: Mapping[str, str]
+    source: str  # the file that it came from
+
+
+def load(source: str, words: Sequence[str], *, laptop: bool) -> Resolved:
+    """The recipe of `source` with its laptop overrides (if `laptop`) and the `KEY=VALUE` words on top.
+
+    source: `file.py`, `file.py:NAME`, the name of a shipped recipe, or a YAML file.
+    Raises UsageError, one line, for whatever is wrong with any of them.
+    """
+    given = parse(words)
+    if source.endswith((".yaml", ".yml")):
+        path = Path(source).resolve()
+        resolved = load_yaml(path)
+    else:
+        path, name = _find(source)
+        recipe = _pick(_import(path), name, path)
+        resolved = Resolved(recipe=recipe, origins=dict.fromkeys(flatten(recipe), "recipe"), source=str(path))
+    layers = {"laptop": resolved.recipe.laptop if laptop else {}, "command line": given}
+    resolved = _layered(resolved, layers, path.name)
+    return replace(resolved, recipe=_absolute(replace(resolved.recipe, laptop={}), path.parent))
+
+
+def freeze(resolved: Resolved, root: Path, config: Path) -> None:
+    """Write a run's config.yaml: what lies under `root` is looked for in the run's code snapshot from now on."""
+    write_text(config, to_yaml(relocated(resolved, root, Path("code"))))
+
+
+def load_frozen(config: Path, words: Sequence[str] = ()) -> Resolved:
+    """The recipe of a run folder, with the functions of its code snapshot, and the words on top."""
+    resolved = load_yaml(config)
+    frozen = relocated(resolved, Path("code"), config.parent / "code")
+    if not words:
+        return frozen
+    changed = _layered(frozen, {"command line": parse(words)}, config.name)
+    return replace(changed, recipe=_absolute(changed.recipe, Path(resolved.source).parent))
+
+
+def _layered(resolved: Resolved, layers: Mapping[str, Mapping[str, Any]], source: str) -> Resolved:
+    """The recipe under layers of settings by their origin, the last one on top."""
+    settings = {key: value for layer in layers.values() for key, value in layer.items()}
+    recipe = apply(resolved.recipe, settings, source)
+    origins = {key: resolved.origins.get(key, "recipe") for key in flatten(recipe)}
+    for origin, layer in layers.items():
+        origins |= {key: origin for key in origins if any(key == s or key.startswith(f"{s}.") for s in layer)}
+    return replace(resolved, recipe=recipe, origins=origins)
+
+
+def _find(source: str) -> tuple[Path, str | None]:
+    """(file, name of the recipe in it) of what the user typed."""
+    text, separator, name = source.rpartition(":")
+    text, name = (text, name) if separator else (source, "")
+    shipped = {recipe_name: path for recipe_name, _, path in shipped_recipes()}
+    path = Path(text) if text.endswith(".py") else shipped.get(text, Path(text))
+    if path.suffix != ".py" or not _is_file(path):
+        from difflib import get_close_matches
+
+        nearest = get_close_matches(Path(text).stem, shipped, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else "; launch ls lists those that ship"
+        raise UsageError(f"there is no recipe {source}{hint}")
+    return path.resolve(), name or None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _import(path: Path) -> ModuleType:
+    """Run the recipe's file; what it prints goes to stderr, and whatever it raises is one line.
+
+    As when it is run as a script, modules can be imported from its folder.
+    """
+    module = ModuleType(f"_recipe_{path.stem}")
+    module.__file__ = str(path)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    try:
+        with contextlib.redirect_stdout(sys.stderr), _time_limit(), _listed(module):
+            # Compiled here: a cached .pyc is taken for current when the file was edited within its second.
+            exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
+    except LaunchError as error:
+        raise UsageError(f"{path.name}: {error}") from error
+    except SyntaxError as error:
+        raise UsageError(f"{error.filename or path}:{error.lineno or 0}: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "torch":
+            remedy = "import it inside the functions that use it"
+            raise UsageError(f"{path.name} imports torch at its top level; {remedy}") from error
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"{path}:{_line_in(error, path)}: the recipe raised {cause}") from error
+    return module
+
+
+@contextlib.contextmanager
+def _listed(module: ModuleType) -> Iterator[None]:
+    """While a recipe runs, its dataclasses find its module by name, and `import torch` fails at once, not slowly."""
+    listed: dict[str, Any] = {module.__name__: module}
+    if "torch" not in sys.modules:
+        listed["torch"] = None
+    sys.modules.update(listed)
+    try:
+        yield
+    finally:
+        for name in listed:
+            sys.modules.pop(name, None)
+
+
+def _line_in(error: BaseException, path: Path) -> int:
+    line, traceback = 0, error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == str(path):
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return line
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """UsageError after IMPORT_SECONDS, and each second from then on: a recipe may catch it. In the main thread only."""
+
+    def give_up(_number: int, _frame: FrameType | None) -> None:
+        remedy = "a recipe is data, move work into its functions"
+        raise UsageError(f"importing it took more than {IMPORT_SECONDS} s; {remedy}")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, IMPORT_SECONDS, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _pick(module: ModuleType, name: str | None, path: Path) -> Recipe:
+    recipes = {key: value for key, value in vars(module).items() if isinstance(value, Recipe)}
+    if name is None:
+        name = "RECIPE" if "RECIPE" in recipes or len(recipes) != 1 else next(iter(recipes))
+    if name not in recipes:
+        names = ", ".join(recipes) or "none"
+        raise UsageError(f"{path.name} has no recipe {name}; it has: {names} (write {path.name}:NAME)")
+    return recipes[name]
+
+
+def _absolute(recipe: Recipe, folder: Path) -> Recipe:
+    """A data path is relative to the recipe's folder, wherever it is given."""
+    if recipe.data.path is None:
+        return recipe
+    return replace(recipe, data=replace(recipe.data, path=str((folder / recipe.data.path).resolve())))
+
+
+def shipped_recipes() -> list[tuple[str, str, Path]]:
+    """(name, first line of the docstring, file) of the recipes that ship; none of them is imported."""
+    import recipes
+
+    folder = Path(str(recipes.__file__)).parent
+    found = []
+    for path in sorted(folder.glob("[!_]*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        found.append((path.stem, docstring.partition("\n")[0], path))
+    return found
+
+
+def relocated(resolved: Resolved, old: Path, new: Path) -> Resolved:
+    """The same recipe with its functions and its source looked for under `new` instead of `old`."""
+
+    def moved(text: str | None) -> str | None:
+        file, separator, name = (text or "").rpartition(":")
+        path = Path(file if separator else text or "")
+        if text is None or path.suffix != ".py" or not path.is_relative_to(old):
+            return text
+        return f"{new / path.relative_to(old)}{separator}{name}"
+
+    recipe = resolved.recipe
+    recipe = replace(
+        recipe,
+        model=replace(recipe.model, build=moved(recipe.model.build)),
+        data=replace(recipe.data, build=moved(recipe.data.build)),
+        evaluation=replace(recipe.evaluation, complete=moved(recipe.evaluation.complete)),
+        loss=moved(recipe.loss),
+    )
+    return replace(resolved, recipe=recipe)
+
+
+def to_yaml(resolved: Resolved) -> str:
+    """The resolved recipe, one leaf per line, each with its origin as a comment."""
+    import yaml
+
+    lines = [f"# recipe: {resolved.source}"]
+    section: list[str] = []
+    for key, value in flatten(resolved.recipe).items():
+        *parents, name = key.split(".")
+        for depth, parent in enumerate(parents):
+            if section[: depth + 1] != parents[: depth + 1]:
+                lines.append(f"{'  ' * depth}{parent}:")
+        section = parents
+        texts = value if isinstance(value, list) else [value]
+        is_printable = all(str(text).isprintable() for text in texts)
+        # An unprintable character could be a line break to YAML: it is written as an escape, between double quotes.
+        text = yaml.safe_dump(
+            value,
+            default_flow_style=True,
+            default_style=None if is_printable else '"',
+            allow_unicode=is_printable,
+            width=sys.maxsize,
+        )
+        text = text.removesuffix("\n").removesuffix("\n...")
+        lines.append(f"{'  ' * len(parents)}{_as_key(name)}: {text}  # {resolved.origins.get(key, 'recipe')}")
+    return "\n".join(lines) + "\n"
+
+
+def _as_key(name: str) -> str:
+    """An argument called `on` or `no` would be a truth value to YAML."""
+    import yaml
+
+    return name if yaml.safe_load(name) == name else f"'{name}'"
+
+
+def load_yaml(path: Path) -> Resolved:
+    """A recipe as `to_yaml` writes it, with the origins that it names. Raises UsageError."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path} is not a recipe; `launch show RECIPE` prints one")
+    recipe = from_mapping(settings, path.name)
+    first = text.partition("\n")[0]
+    source = first.removeprefix("# recipe: ") if first.startswith("# recipe: ") else str(path)
+    return Resolved(recipe=recipe, origins=_origins(text, recipe), source=source)
+
+
+def _origins(text: str, recipe: Recipe) -> dict[str, str]:
+    """The origins in the comments of `to_yaml`; a line without one was written by hand, and counts as the recipe's."""
+    origins = dict.fromkeys(flatten(recipe), "recipe")
+    section: list[str] = []
+    for line in text.splitlines():
+        found = re.match(r"( *)'?(\w+)'?:(.*?)(?:  # ([a-z ]+))?$", line)
+        if found is None:
+            continue
+        section = [*section[: len(found[1]) // 2], found[2]]
+        key = ".".join(section)
+        if key in origins and found[4]:
+            origins[key] = found[4]
+    return origins

@@ -1,0 +1,66 @@
+"""Recipe + topology -> plan: everything that is derived, and checked, before a process starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.topology import Topology
+from launcher.errors import UsageError
+from launcher.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a recipe's global batch is spread over the ranks of a topology, and the CPU threads that each rank uses."""
+
+    topology: Topology
+    batch_size: int
+    micro: int
+    threads_per_rank: int
+
+    def share(self, rank: int) -> tuple[int, int]:
+        """The samples [first, last) of each global batch that `rank` computes; shares differ by at most one sample."""
+        ranks = self.topology.ranks
+        return rank * self.batch_size // ranks, (rank + 1) * self.batch_size // ranks
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per step on the rank with the largest share."""
+        largest = -(-self.batch_size // self.topology.ranks)
+        return -(-largest // self.micro)
+
+    def describe_batch(self) -> str:
+        size, micro, accumulation = self.batch_size, self.micro, self.accumulation
+        ranks = f"{self.topology.ranks} rank{'s' if self.topology.ranks > 1 else ''}"
+        if size == micro * accumulation * self.topology.ranks:
+            return f"{size} samples = {micro} micro x {accumulation} accumulation x {ranks}"
+        return f"{size} samples over {ranks}, in up to {accumulation} micro-batches of at most {micro}"
+
+
+def resolve_precision(recipe: Recipe, topology: Topology) -> tuple[str, str]:
+    """The precision to compute in, and why."""
+    if recipe.precision != "auto":
+        return recipe.precision, "the recipe says so"
+    return ("bf16", "a GPU") if topology.has_gpus else ("fp32", "a CPU")
+
+
+def make_plan(recipe: Recipe, topology: Topology, *, cores_per_node: int) -> Plan:
+    """Raises UsageError when the topology cannot hold the global batch, or the recipe asks for what is not built."""
+    if topology.ranks > recipe.batch.size:
+        raise UsageError(
+            f"batch.size={recipe.batch.size} cannot be spread over {topology.ranks} ranks; "
+            f"use at most {recipe.batch.size} ranks, or batch.size={topology.ranks}"
+        )
+    if recipe.parallel.strategy != "ddp" or recipe.parallel.cpu_offload:
+        strategy = recipe.parallel.strategy + " with cpu_offload" * recipe.parallel.cpu_offload
+        raise UsageError(
+            f"parallel.strategy={strategy} is not available yet; use parallel.strategy=ddp parallel.cpu_offload=false"
+        )
+    if recipe.precision == "fp16":
+        raise UsageError("precision=fp16 is not available yet (it needs loss scaling); use bf16, fp32 or auto")
+    return Plan(
+        topology=topology,
+        batch_size=recipe.batch.size,
+        micro=min(recipe.batch.micro, -(-recipe.batch.size // topology.ranks)),
+        threads_per_rank=max(1, cores_per_node // topology.ranks_per_node),
+    )

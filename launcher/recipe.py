@@ -1,0 +1,231 @@
+"""The vocabulary of recipes: frozen dataclasses that say what to train, never where.
+
+Importing this module, and any recipe, imports no torch. A `Function` field takes a function of the recipe's own
+module, or its name as `package.module:function` or `path/to/file.py:function`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher.errors import UsageError
+
+Scalar = bool | int | float | str
+Function = Any  # a function of the recipe's module or its name; a name once the dataclass is built
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Strategy = Literal["ddp", "fsdp", "zero3"]
+
+
+def function_name(function: str | Callable[..., Any] | None) -> str | None:
+    """`path/to/file.py:name` for a function of a recipe file, `package.module:name` for an installed one."""
+    if function is None:
+        return None
+    if isinstance(function, str):
+        if ":" not in function:
+            raise UsageError(f"{function!r} names no function; write package.module:function or file.py:function")
+        return function
+    name = getattr(function, "__qualname__", "")
+    if not (inspect.isfunction(function) or inspect.isclass(function)) or not name.isidentifier():
+        raise UsageError(f"{name or repr(function)} is not a function at the top level of a module; make it one")
+    if function.__module__.startswith("launcher."):
+        return f"{function.__module__}:{function.__name__}"
+    return f"{Path(inspect.getfile(function)).resolve()}:{function.__name__}"
+
+
+def _require(is_valid: bool, name: str, value: object, remedy: str) -> None:
+    if not is_valid:
+        raise UsageError(f"{name}={value} {remedy}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A pre-trained causal language model by `name`, or a model of your own by `build`.
+
+    name: a hub id, a local folder, or `package:NAME/FILE.gguf` for weights that ship inside an installed package.
+    build: `build(**arguments) -> torch.nn.Module`.
+    """
+
+    name: str | None = None
+    build: Function = None
+    arguments: dict[str, Scalar] = field(default_factory=dict)
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "build", function_name(self.build))
+        _require(
+            (self.name is None) != (self.build is None), "model.name", self.name, "needs exactly one of name, build"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """LoRA (Hu et al. 2021): adapters of `rank`, scaled by `alpha / rank`, on layers whose names end in `targets`."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, "adapter.rank", self.rank, "must be at least 1")
+        _require(self.alpha > 0, "adapter.alpha", self.alpha, "must be greater than 0")
+        _require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must be in [0, 1)")
+        _require(len(self.targets) > 0, "adapter.targets", list(self.targets), "must name at least one layer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Training text: a file by `path`, or examples of your own by `build`.
+
+    path: `.jsonl` with `id`, `question`, `answer` lines (loss on the answer), or `.txt` read as bytes. It is
+        relative to the recipe.
+    build: `build(split, **arguments)` returns a sequence of examples for `train` or `held_out`; see docs/recipes.md.
+    sequence_length: tokens per sample; longer samples are cut, shorter ones padded within their micro-batch.
+    workers: loader processes per rank; 0 loads in the rank itself.
+    """
+
+    path: str | None = None
+    build: Function = None
+    arguments: dict[str, Scalar] = field(default_factory=dict)
+    sequence_length: int = 256
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "build", function_name(self.build))
+        _require(
+            (self.path is None) != (self.build is None), "data.path", self.path, "needs exactly one of path, build"
+        )
+        _require(self.sequence_length >= 2, "data.sequence_length", self.sequence_length, "must be at least 2 tokens")
+        _require(self.workers >= 0, "data.workers", self.workers, "must be 0 or more processes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parallel:
+    """How the model is spread over ranks. The number of ranks is not part of a recipe."""
+
+    strategy: Strategy = "ddp"
+    cpu_offload: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019). `clip` bounds the global gradient norm; None leaves it alone."""
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.lr < 10, "optimizer.lr", self.lr, "must be greater than 0 and less than 10")
+        for beta in self.betas:
+            _require(0 <= beta < 1, "optimizer.betas", list(self.betas), "must both be in [0, 1)")
+        _require(self.eps > 0, "optimizer.eps", self.eps, "must be greater than 0")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must be 0 or more")
+        _require(self.clip is None or self.clip > 0, "optimizer.clip", self.clip, "must be greater than 0, or null")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Learning rate over steps: linear warm-up, then `kind` down to `final_fraction` of the peak at the last step."""
+
+    kind: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: int = 0
+    final_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be 0 or more")
+        _require(0 <= self.final_fraction <= 1, "schedule.final_fraction", self.final_fraction, "must be in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """`size` samples per optimizer step over all ranks, in micro-batches of at most `micro` samples per rank."""
+
+    size: int = 32
+    micro: int = 8
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 1, "batch.size", self.size, "must be at least 1 sample")
+        _require(self.micro >= 1, "batch.micro", self.micro, "must be at least 1 sample")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint every `every` steps and at the end; the newest `keep` stay."""
+
+    every: int = 100
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")
+        _require(self.keep >= 1, "checkpoint.keep", self.keep, "must be at least 1 checkpoint")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Held-out perplexity before the first and after the last step, and every `every` steps if given.
+
+    samples: how many held-out samples at most. prompt: completed before and after training, `tokens` at most.
+    complete: `complete(model, prompt, tokens) -> str` for a model that has no `generate`.
+    """
+
+    every: int | None = None
+    samples: int = 64
+    prompt: str | None = None
+    tokens: int = 64
+    complete: Function = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "complete", function_name(self.complete))
+        _require(self.every is None or self.every >= 1, "evaluation.every", self.every, "must be at least 1, or null")
+        _require(self.samples >= 0, "evaluation.samples", self.samples, "must be 0 or more")
+        _require(self.tokens >= 1, "evaluation.tokens", self.tokens, "must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides the result of a run, and nothing about the machines it runs on.
+
+    steps: optimizer steps of the whole run. stop_after: stop early at this step, resumable; the schedule is unchanged.
+    loss: `loss(model, batch) -> (sum of losses, number of targets)`; next-token cross-entropy if not given.
+    laptop: overrides, spelled as on the command line, for a machine without a GPU.
+    """
+
+    model: Model
+    data: Data
+    steps: int
+    adapter: Lora | None = None
+    quantize: Literal["none", "nf4"] = "none"
+    loss: Function = None
+    parallel: Parallel = field(default_factory=Parallel)
+    optimizer: AdamW = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Schedule)
+    batch: Batch = field(default_factory=Batch)
+    precision: Precision = "auto"
+    seed: int = 0
+    stop_after: int | None = None
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    laptop: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", function_name(self.loss))
+        is_settings = isinstance(self.laptop, dict) and all(isinstance(key, str) for key in self.laptop)
+        _require(is_settings, "laptop", self.laptop, "must be a dictionary such as {'optimizer.lr': 1e-3}")
+        _require(self.steps >= 1, "steps", self.steps, "must be at least 1")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2^63)")
+        in_range = self.stop_after is None or 1 <= self.stop_after <= self.steps
+        _require(in_range, "stop_after", self.stop_after, f"must be in [1, steps={self.steps}], or null")
+        _require(self.adapter is None or self.model.name is not None, "adapter", "LoRA", "needs a model.name")
+        _require(
+            self.quantize == "none" or self.adapter is not None,
+            "quantize",
+            self.quantize,
+            "freezes the model; give an adapter to train, or quantize=none",
+        )

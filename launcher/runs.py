@@ -1,0 +1,233 @@
+"""The run folder: the only code that knows its file names.
+
+run.json                     the run's id, format and recipe
+config.yaml                  the frozen recipe, with the origin of each value
+code/                        the code that the run uses
+attempts/0001/attempt.json   where this attempt runs, and who owns it
+attempts/0001/events.jsonl   what happened, one object per line
+attempts/0001/outcome.json   how it ended; absent while it runs, and for ever if its machine was lost
+attempts/0001/environment.json, identity.json   versions and machine; digests of data and base model
+attempts/0001/failures/      what ended each rank that failed
+attempts/0001/logs/          one file per rank and one per node
+metrics.jsonl, tensorboard/  one record per step
+checkpoints/                 the commit log and the saves
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import UsageError
+
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def check_run_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"--name {name!r} is not a run name; use up to 128 letters, digits, '.', '_', '-', a letter or digit first"
+        )
+    return name
+
+
+def write_json(path: Path, value: object) -> None:
+    """Publish `value` at `path`: a reader sees all of it or the previous content."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Like `write_json`, for any text."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object at `path`, or None when there is none."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class LineFile:
+    """A file of JSON lines, for appending. Each line is one write, so that lines of several processes do not mix.
+
+    What a full disk refuses waits in memory and is written when there is room again: nothing is raised.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._waiting = bytearray()
+
+    def add(self, value: Mapping[str, object]) -> None:
+        self._waiting += (json.dumps(value, separators=(",", ":")) + "\n").encode()
+        with contextlib.suppress(OSError):
+            if self._descriptor is None:
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+                size = os.fstat(self._descriptor).st_size
+                if size and os.pread(self._descriptor, 1, size - 1) != b"\n":  # a writer was killed in its line
+                    self._waiting[:0] = b"\n"
+            while self._waiting:
+                del self._waiting[: os.write(self._descriptor, self._waiting)]
+
+
+def json_lines(file: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], int]]:
+    """The whole lines of a file that may be growing, each with its length; a torn one comes as an empty object."""
+    for line in file:
+        if not line.endswith(b"\n"):
+            return
+        try:
+            yield json.loads(line), len(line)
+        except ValueError:
+            yield {}, len(line)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended. `state` is SUCCEEDED, PREEMPTED, FAILED or CANCELLED; `cause` is one line for people."""
+
+    state: str
+    cause: str
+    exit_code: int
+    step: int | None = None  # the last completed step; None when not one was completed
+    details: str = ""  # the traceback of the first failure
+    log: str = ""  # the log file that tells more
+
+
+class Events(LineFile):
+    """What happens to an attempt, for whoever watches it."""
+
+    def tell(self, kind: str, **details: object) -> None:
+        self.add({"time": round(time.time(), 3), "event": kind, **details})
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One job on one allocation."""
+
+    folder: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.folder.name)
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def events(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    def open_events(self) -> Events:
+        return Events(self.events)
+
+    def record(self) -> dict[str, Any]:
+        return read_json(self.folder / "attempt.json") or {}
+
+    def write_record(self, record: dict[str, object]) -> None:
+        write_json(self.folder / "attempt.json", record)
+
+    def outcome(self) -> Outcome | None:
+        value = read_json(self.folder / "outcome.json")
+        return None if value is None else Outcome(**value)
+
+    def write_outcome(self, outcome: Outcome) -> None:
+        write_json(self.folder / "outcome.json", asdict(outcome))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run is a folder, for life."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def code(self) -> Path:
+        return self.folder / "code"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
+    def checkpoints(self) -> str:
+        """The URL of the checkpoint store."""
+        return str(self.folder / "checkpoints")
+
+    def record(self) -> dict[str, Any]:
+        record = read_json(self.folder / "run.json")
+        if record is None:
+            raise UsageError(f"{self.folder} is not a run folder (it has no run.json)")
+        if record.get("format") != FORMAT:
+            raise UsageError(f"{self.folder} has format {record.get('format')}; this launcher reads format {FORMAT}")
+        return record
+
+    def attempts(self) -> list[Attempt]:
+        folder = self.folder / "attempts"
+        names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+        # A launcher that was killed while it made an attempt leaves a folder without a record: it never began.
+        return [
+            Attempt(folder / name) for name in names if name.isdigit() and (folder / name / "attempt.json").exists()
+        ]
+
+    def attempt(self, number: int) -> Attempt:
+        return Attempt(self.folder / "attempts" / f"{number:04d}")
+
+    def new_attempt(self, record: dict[str, object]) -> Attempt:
+        """The next attempt; two launchers never get the same one, because the folder is made exclusively."""
+        number = len(self.attempts()) + 1
+        while True:
+            attempt = self.attempt(number)
+            try:
+                attempt.logs.mkdir(parents=True)
+                break
+            except FileExistsError:
+                number += 1
+        attempt.write_record({"number": number, **record})
+        return attempt
+
+
+def all_runs(runs_dir: Path) -> list[Run]:
+    """The runs under `runs_dir`, by name."""
+    return [Run(path.parent) for path in sorted(runs_dir.glob("[!.]*/run.json"))]
+
+
+def find_run(name_or_path: str, runs_dir: Path) -> Run:
+    """The run of this name under `runs_dir`, or the run folder at this path."""
+    for folder in (runs_dir / name_or_path, Path(name_or_path)):
+        if (folder / "run.json").is_file():
+            return Run(folder.resolve())
+    known = [run.name for run in all_runs(runs_dir)]
+    from difflib import get_close_matches
+
+    nearest = get_close_matches(name_or_path, known, n=1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    raise UsageError(f"no run {name_or_path!r} in {runs_dir}{hint}")

@@ -1,0 +1,79 @@
+"""The state of a run, from its folder and its backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from checkpoints.entry import Commit
+from checkpoints.log import CommitLog
+from checkpoints.store import open_store
+from cluster.backend import backend_named
+from cluster.job import JobState
+from launcher.runs import Attempt, Run, json_lines
+
+
+def run_state(run: Run) -> dict[str, Any]:
+    """`run, state, cause, step, steps, loss, attempts, commits`: what `launch status --json` prints.
+
+    state: STARTING, RUNNING or RECOVERING while an attempt is alive; SUCCEEDED or FAILED when it ended so; PENDING when
+    nothing runs and the run can be resumed.
+    """
+    records = _json_lines(run.metrics)
+    attempts = [_attempt_state(attempt, records) for attempt in run.attempts()]
+    entry = CommitLog(open_store(run.checkpoints)).read()
+    latest = attempts[-1] if attempts else {"state": "PENDING", "cause": "not started"}
+    return {
+        "run": run.name,
+        "folder": str(run.folder),
+        "state": latest["state"] if latest["state"] not in ("PREEMPTED", "LOST") else "PENDING",
+        "cause": latest["cause"],
+        "step": records[-1]["step"] if records else 0,
+        "steps": run.record()["steps"],
+        "loss": records[-1]["loss"] if records else None,
+        "attempts": attempts,
+        "commits": commits_as_json(entry.live if entry else ()),
+    }
+
+
+def commits_as_json(commits: Iterable[Commit]) -> list[dict[str, object]]:
+    return [
+        {"commit": c.n, "step": c.step, "bytes": c.bytes, "pinned": c.is_pinned, "folder": c.folder} for c in commits
+    ]
+
+
+def _attempt_state(attempt: Attempt, records: list[dict[str, Any]]) -> dict[str, Any]:
+    record, outcome = attempt.record(), attempt.outcome()
+    steps = [r["step"] for r in records if r["attempt"] == attempt.number]
+    if outcome is not None:
+        state, cause = outcome.state, outcome.cause
+    else:
+        state, cause = _state_without_outcome(attempt, record, has_steps=bool(steps))
+    return {
+        "number": attempt.number,
+        "target": record.get("target"),
+        "state": state,
+        "cause": cause,
+        "started": record.get("started"),
+        "ended": (attempt.folder / "outcome.json").stat().st_mtime if outcome else None,
+        "first_step": steps[0] if steps else None,
+        "last_step": steps[-1] if steps else None,
+    }
+
+
+def _state_without_outcome(attempt: Attempt, record: dict[str, Any], *, has_steps: bool) -> tuple[str, str]:
+    if "handle" not in record or backend_named(record["target"]).state(record["handle"]) is JobState.ENDED:
+        return "LOST", "its node process is gone; resume the run"
+    events = _json_lines(attempt.events)
+    if events and events[-1]["event"] == "restarted":
+        return "RECOVERING", events[-1]["cause"]
+    return ("RUNNING" if has_steps else "STARTING"), ""
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of the file; it may be growing."""
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        return [value for value, _ in json_lines(file) if value]

@@ -1,0 +1,144 @@
+"""Attempt after attempt until the run has ended: submit, follow, pass signals on, start again what was lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from checkpoints.log import CommitLog
+from checkpoints.store import open_store
+from cluster.backend import Backend
+from cluster.job import Job, JobState
+from cluster.preemption import STOP_SIGNALS
+from cluster.topology import Topology
+from launcher.environment import environment
+from launcher.errors import NoProgress
+from launcher.plan import Plan
+from launcher.recipe import Recipe
+from launcher.runs import Attempt, Outcome, Run, write_json
+from launcher.watch import Display, Follower
+
+POLL_SECONDS = 0.05
+LOST_ATTEMPTS_WITHOUT_COMMIT = 3
+_TRAINING_MODULES = (
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "launcher.train.loop",
+    "launcher.train.engines.ddp",
+    "tensorboard.summary.writer.event_file_writer",
+    "omegaconf",
+)
+_PRETRAINED_MODULES = ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "peft")
+
+
+def supervise(
+    run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object], display: Display
+) -> Outcome:
+    """Run attempts until one ends by itself. A lost one (its node died) is followed by another, after progress."""
+    lost, commits = 0, count_commits(run)
+    with _stop_requests() as requests:
+        while True:
+            attempt = _start_attempt(run, recipe, plan, backend, settings)
+            _follow(run, attempt, backend, requests, display)
+            outcome = attempt.outcome()
+            if outcome is not None:
+                return outcome
+            if requests:
+                return Outcome(state="PREEMPTED", cause=f"{requests[0].name}, stopped at once", exit_code=75)
+            before, commits = commits, count_commits(run)
+            lost = lost + 1 if commits == before else 0
+            if lost > LOST_ATTEMPTS_WITHOUT_COMMIT:
+                cause = f"the node process was lost {lost} times in a row without a new commit"
+                return Outcome(
+                    state="FAILED", cause=cause, exit_code=NoProgress.exit_code, log=str(attempt.logs / "node-0.log")
+                )
+            display.say(f"the node process of attempt {attempt.number} is gone; starting attempt {attempt.number + 1}")
+
+
+def count_commits(run: Run) -> int:
+    entry = CommitLog(open_store(run.checkpoints)).read()
+    return 0 if entry is None else entry.commits
+
+
+def _start_attempt(run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object]) -> Attempt:
+    topology = plan.topology
+    attempt = run.new_attempt(
+        {
+            "target": backend.name,
+            "started": time.time(),
+            "preload": _modules_to_preload(recipe, topology.has_gpus),
+            **settings,
+        }
+    )
+    job = Job(
+        name=run.name,
+        command=(sys.executable, "-m", "launcher.train", str(run.folder), str(attempt.number)),
+        folder=run.code,
+        log=attempt.logs / "node-0.log",
+        environment={"PYTHONPATH": str(run.code), **_environment(topology)},
+        topology=topology,
+    )
+    handle = backend.submit(backend.render(job))
+    attempt.write_record({**attempt.record(), "handle": handle})
+    write_json(attempt.folder / "environment.json", environment(Path(run.record()["recipe"]).parent))
+    return attempt
+
+
+def _environment(topology: Topology) -> dict[str, str]:
+    environment = {}
+    if topology.nodes == 1:
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # one node talks to itself: no name resolution, no firewall
+    if not topology.has_gpus:
+        # OpenMP threads that spin while they wait slow training 3 to 20 times as soon as another process wants a core.
+        environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
+    return environment
+
+
+def _modules_to_preload(recipe: Recipe, has_gpus: bool) -> list[str]:
+    modules = [*_TRAINING_MODULES]
+    if recipe.model.name is not None:
+        modules += _PRETRAINED_MODULES
+    if recipe.quantize != "none" and not has_gpus:  # bitsandbytes looks at the GPU when it is imported
+        modules.append("bitsandbytes")
+    return modules
+
+
+def _follow(run: Run, attempt: Attempt, backend: Backend, requests: list[signal.Signals], display: Display) -> None:
+    """Show the attempt until it has ended. The first stop request is passed on; the second one ends it at once."""
+    follower = Follower(run, attempt, display)
+    handle = str(attempt.record()["handle"])
+    passed_on = 0
+    while backend.state(handle) is not JobState.ENDED:
+        follower.update()
+        if len(requests) > passed_on:
+            passed_on = len(requests)
+            if passed_on == 1:
+                display.say(f"{requests[0].name}: saving, then stopping (once more to stop at once)")
+                backend.stop(handle, requests[0])
+            else:
+                display.say("stopping at once")
+                backend.kill(handle)
+        time.sleep(POLL_SECONDS)
+    follower.update()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[signal.Signals]]:
+    """The stop signals that reached the launcher, in order."""
+    requests: list[signal.Signals] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        requests.append(signal.Signals(number))
+
+    previous = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,164 @@
+"""The first failure of an attempt: each rank writes what ended it, the agent picks the one that came first."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import signal
+import socket
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.distributed import DistError
+
+from checkpoints.errors import (
+    Fenced,
+    NoIntactCheckpoint,
+    NotExclusive,
+    OwnerAlive,
+    PeerSilent,
+    StateMismatch,
+    StoreError,
+)
+from launcher.errors import LaunchError, RunFailed
+from launcher.runs import Attempt, read_json, write_json
+
+_PEER_LOST = re.compile(r"/gloo/|NCCL|Connection (closed|reset|refused)|Broken pipe")
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ?[^)]*\) (exited|is killed)")
+
+
+class NonFiniteLoss(Exception):
+    """The loss of this rank is NaN or infinite; training on would destroy the weights."""
+
+
+class PeerFailed(Exception):
+    """Another rank reported a failure that this rank must stop for too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What ended one rank. `kind` decides whether a restart can help."""
+
+    rank: int
+    host: str
+    kind: str
+    cause: str
+    time: float
+    details: str = ""
+    log: str = ""
+
+    @property
+    def is_retryable(self) -> bool:
+        return self.kind in ("peer", "killed", "worker", "storage")
+
+    @property
+    def exit_code(self) -> int:
+        return {"usage": 2, "no intact checkpoint": 4, "fenced": 93}.get(self.kind, 1)
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host}: {self.cause}"
+
+
+def describe(error: BaseException, rank: int, log: Path) -> Failure:
+    kind, cause = _classify(error)
+    details = "".join(traceback.format_exception(error))
+    return Failure(
+        rank=rank, host=socket.gethostname(), kind=kind, cause=cause, time=time.time(), details=details, log=str(log)
+    )
+
+
+def _classify(error: BaseException) -> tuple[str, str]:
+    """(kind, cause in one line)."""
+    text = " ".join(str(error).split())
+    for types, kind, cause in _KNOWN:
+        if isinstance(error, types):
+            return kind, cause.format(text)
+    if isinstance(error, OSError):
+        return _classify_os_error(error, text)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "memory", f"out of GPU memory: {text.split('. ')[0]}; use a smaller batch.micro"
+    if isinstance(error, RuntimeError):
+        if isinstance(error, DistError):
+            return "peer", f"lost the other ranks: {text[:200]}"
+        if found := _WORKER_DIED.search(text):
+            return "worker", f"a data worker died: {found[0]} (was it out of memory, or is /dev/shm full?)"
+        if _PEER_LOST.search(text):
+            return "peer", f"lost the other ranks: {text[:200]}"
+    return "error", f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+_KNOWN: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str, str], ...] = (
+    (Fenced, "fenced", "another launcher took this run over: {}"),
+    (NoIntactCheckpoint, "no intact checkpoint", "{}"),
+    (RunFailed, "storage", "{}"),
+    ((LaunchError, StateMismatch, OwnerAlive, NotExclusive), "usage", "{}"),
+    (NonFiniteLoss, "loss", "{}"),
+    ((PeerFailed, PeerSilent, ConnectionError), "peer", "{}"),
+    (MemoryError, "memory", "out of memory; use a smaller batch.micro"),
+    (StoreError, "storage", "{}"),
+)
+
+
+def _classify_os_error(error: OSError, text: str) -> tuple[str, str]:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "storage", f"disk full: {error.filename or text}; free some space and resume"
+    if isinstance(error, FileNotFoundError):
+        return "missing", f"missing file: {error.filename or text}"
+    return "storage", f"storage failed: {text}"
+
+
+def write_failure(attempt: Attempt, restart: int, failure: Failure) -> None:
+    """Best effort: on a full disk the agent is left with the exit code."""
+    folder = attempt.folder / "failures"
+    with contextlib.suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"restart-{restart}-rank-{failure.rank}.json", asdict(failure))
+
+
+def first_failure(attempt: Attempt, restart: int, dead_rank: int, exit_code: int) -> Failure:
+    """What ended this restart. A rank that only lost its peers is never the first, if any other failed."""
+    written = [
+        Failure(**value)
+        for path in (attempt.folder / "failures").glob(f"restart-{restart}-rank-*.json")
+        if (value := read_json(path)) is not None
+    ]
+    own = sorted((failure for failure in written if failure.kind != "peer"), key=lambda failure: failure.time)
+    if own:
+        return own[0]
+    log = str(attempt.logs / f"rank-{dead_rank}.log")
+    if exit_code < 0:
+        return Failure(
+            rank=dead_rank,
+            host=socket.gethostname(),
+            kind="killed",
+            cause=_describe_signal(-exit_code),
+            time=time.time(),
+            log=log,
+        )
+    if written:
+        return min(written, key=lambda failure: failure.time)
+    cause = f"exited with code {exit_code} and said nothing"
+    return Failure(rank=dead_rank, host=socket.gethostname(), kind="killed", cause=cause, time=time.time(), log=log)
+
+
+def _describe_signal(number: int) -> str:
+    name = signal.Signals(number).name
+    if number == signal.SIGKILL and out_of_memory_kills() > 0:
+        return f"killed by {name}: the kernel ended processes of this job for lack of memory"
+    return f"killed by {name}"
+
+
+def out_of_memory_kills() -> int:
+    """How many processes of this control group the kernel has ended for lack of memory; 0 where it does not tell."""
+    for path in (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control")):
+        try:
+            found = re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        if found:
+            return int(found[1])
+    return 0

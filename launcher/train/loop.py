@@ -1,0 +1,155 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from checkpoints.saver import SaveResult
+from launcher.errors import RunFailed
+from launcher.runs import Outcome
+from launcher.train.data import to_device
+from launcher.train.engines import Batch, StepResult
+from launcher.train.evaluation import completion, perplexity
+from launcher.train.optim import learning_rate
+from launcher.train.session import SAVE_DEADLINE_SECONDS, Session, seed_step
+
+ABORTED_SAVES_IN_A_ROW = 3
+
+
+def train(session: Session) -> Outcome:
+    """Train from the session's progress to the end of the recipe, or to the step that the ranks agree to stop at."""
+    recipe, progress = session.recipe, session.progress
+    last = recipe.stop_after or recipe.steps
+    if (progress.step == 0 and not _evaluate(session)) or _agree_to_stop(session):
+        return _stopped(session)
+    batches = session.batches()
+    while progress.step < last:
+        should_stop = _train_step(session, batches)
+        at_end = should_stop or progress.step == last
+        if at_end or progress.step % recipe.checkpoint.every == 0:
+            session.save()
+        _report_saves(session, session.saver.poll())
+        if at_end:
+            break
+        if recipe.evaluation.every and progress.step % recipe.evaluation.every == 0 and not _evaluate(session):
+            session.save()
+            break
+    _report_saves(session, session.saver.wait(SAVE_DEADLINE_SECONDS))
+    if progress.step < recipe.steps:
+        return _stopped(session)
+    if session.committed_step < progress.step:
+        raise RunFailed(f"the checkpoint of the last step {progress.step} could not be written; mend that and resume")
+    if not _evaluate(session):
+        return _stopped(session)
+    session.close(is_finished=True)
+    return Outcome(state="SUCCEEDED", cause="", exit_code=0, step=progress.step)
+
+
+@dataclass(slots=True)
+class _Stopwatch:
+    """Seconds since the last look."""
+
+    since: float
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        return seconds
+
+
+def _train_step(session: Session, batches: Iterator[list[Batch]]) -> bool:
+    """One optimizer step; True when the ranks agreed to stop after it."""
+    recipe, progress, engine = session.recipe, session.progress, session.engine
+    step = progress.step + 1
+    watch = _Stopwatch(time.perf_counter())
+    seed_step(recipe.seed, step, session.rank)
+    micro_batches = next(batches)
+    data_seconds = watch.lap()
+    lr = learning_rate(step, recipe.steps, recipe.optimizer.lr, recipe.schedule)
+    on_device = [to_device(batch, engine.device) for batch in micro_batches]
+    result = engine.train_step(on_device, lr=lr, wants_stop=session.notice.is_given())
+    progress.advance(micro_batches, session.plan.batch_size)
+    if session.metrics is not None:
+        session.metrics.add(_record(session, result, lr, data_seconds, watch.lap()))
+    return result.should_stop
+
+
+def _record(
+    session: Session, result: StepResult, lr: float, data_seconds: float, compute_seconds: float
+) -> dict[str, float]:
+    blocked_seconds, session.blocked_seconds = session.blocked_seconds, 0.0
+    seconds = data_seconds + compute_seconds + blocked_seconds
+    return {
+        "step": session.progress.step,
+        "loss": result.loss,
+        "lr": lr,
+        "grad_norm": result.grad_norm,
+        "tokens_per_second": round(result.tokens / seconds, 1),
+        "samples": session.progress.samples,
+        "attempt": session.attempt.number,
+        "seconds_data": round(data_seconds, 6),
+        "seconds_compute": round(compute_seconds, 6),
+        "seconds_checkpoint": round(blocked_seconds, 6),
+        "memory_bytes": _peak_memory(session.engine.device),
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes of this rank: on its GPU, or of its process where it runs on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _agree_to_stop(session: Session) -> bool:
+    vote = torch.tensor(float(session.notice.is_given()), device=session.engine.device)
+    dist.all_reduce(vote)
+    return bool(vote)
+
+
+def _stopped(session: Session) -> Outcome:
+    """Preempted, at the step of the newest commit: that is where the run will go on."""
+    is_early = session.progress.step == session.recipe.stop_after
+    cause = session.notice.reason() or ("stop_after" if is_early else "another node was asked to stop")
+    session.close(is_finished=False)
+    return Outcome(state="PREEMPTED", cause=cause, exit_code=75, step=session.committed_step)
+
+
+def _evaluate(session: Session) -> bool:
+    """Report held-out perplexity and a completion; False when the ranks were asked to stop instead."""
+    held_out = session.held_out
+    if not held_out:
+        return True
+    value = perplexity(session.engine, held_out, micro=session.plan.micro, wants_stop=session.notice.is_given)
+    if value is None:
+        return False
+    step = session.progress.step
+    if session.metrics is not None:
+        session.metrics.add_evaluation(step, value)
+        session.report("evaluated", step=step, perplexity=round(value, 3), samples=len(held_out))
+        text = completion(session.recipe, session.model, session.engine)
+        if text is not None:
+            session.report("completed", step=step, prompt=session.recipe.evaluation.prompt, text=text)
+    return True
+
+
+def _report_saves(session: Session, results: list[SaveResult]) -> None:
+    """Raises RunFailed when checkpoints keep failing; a full disk is waited for, because it can be mended meanwhile."""
+    for result in results:
+        for damage in result.damage:
+            session.report("damaged", text=damage)
+        if result.commit is not None:
+            session.committed_step = result.step
+            size, seconds = result.commit.bytes, round(result.seconds, 3)
+            session.report("committed", step=result.step, commit=result.commit.n, bytes=size, seconds=seconds)
+            continue
+        session.report("save_failed", step=result.step, cause=str(result.abort))
+        is_full = result.abort is not None and result.abort.is_full
+        if session.saver.aborts_in_a_row >= ABORTED_SAVES_IN_A_ROW and not is_full:
+            raise RunFailed(f"{ABORTED_SAVES_IN_A_ROW} checkpoints in a row failed: {result.abort}")

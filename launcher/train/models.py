@@ -1,0 +1,185 @@
+"""Models: pre-trained ones by name, with 4-bit base and LoRA adapters where the recipe says so, or a recipe's own."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.errors import UsageError
+from launcher.recipe import Lora, Recipe
+from launcher.train.digests import digest_files
+from launcher.train.functions import find_function
+
+_WEIGHTS_AND_TOKENIZER = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model on its device. `tokenizer` and `source` (where its base lies) are None for a recipe's own model."""
+
+    module: torch.nn.Module
+    tokenizer: Any | None = None
+    source: str | None = None
+
+    def count(self) -> tuple[int, int]:
+        """(trainable, total) parameters; 4-bit ones are counted one by one, not as the bytes that hold them."""
+        sizes = {id(p): (p.requires_grad, _elements(p)) for p in self.module.parameters()}
+        return sum(n for grad, n in sizes.values() if grad), sum(n for _, n in sizes.values())
+
+
+def saved_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that belong to the model's state, such as running means; not those that are made anew."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in parameters}
+
+
+def _elements(parameter: torch.nn.Parameter) -> int:
+    quantised = getattr(parameter, "quant_state", None)
+    return parameter.numel() if quantised is None else int(quantised.shape.numel())
+
+
+def load_model(recipe: Recipe, device: torch.device, precision: str) -> LoadedModel:
+    """Build the recipe's model; the same on every rank, because each seeds itself before what it initialises."""
+    if recipe.model.build is not None:
+        torch.manual_seed(recipe.seed)
+        module = find_function(recipe.model.build)(**recipe.model.arguments)
+        return LoadedModel(module=prepare_model(module, recipe).to(device))
+    source = locate(str(recipe.model.name))
+    from transformers import AutoTokenizer
+
+    base = _load_base(source, recipe, device, precision)
+    torch.manual_seed(recipe.seed)  # only now: loading draws random numbers, more of them when it has to convert
+    return LoadedModel(
+        module=prepare_model(base, recipe), tokenizer=AutoTokenizer.from_pretrained(source), source=source
+    )
+
+
+def base_digest(source: str) -> str:
+    """Identifies weights, configuration and tokenizer, whatever folder they lie in."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(source, allow_patterns=list(_WEIGHTS_AND_TOKENIZER), local_files_only=True))
+    return digest_files(sorted({path for pattern in _WEIGHTS_AND_TOKENIZER for path in folder.glob(pattern)}))
+
+
+def locate(name: str) -> str:
+    """A folder or hub id that transformers can load. Raises UsageError for a model that is not where `name` says."""
+    if name.startswith("package:"):
+        return str(_unpack(name))
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise UsageError(f"model.name={name} is not a folder; give a local folder, a hub id, or package:NAME/FILE.gguf")
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+
+
+def _load_base(source: str, recipe: Recipe, device: torch.device, precision: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.bfloat16 if precision == "bf16" and recipe.adapter is not None else torch.float32
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if recipe.quantize == "nf4":
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+        options["device_map"] = {"": device}
+    try:
+        module = AutoModelForCausalLM.from_pretrained(source, **options)
+    except OSError as error:
+        raise UsageError(
+            f"model.name={recipe.model.name} cannot be loaded ({str(error).splitlines()[0]}); "
+            "give a local folder, or a hub id that this machine can reach"
+        ) from error
+    if recipe.quantize == "nf4":
+        _keep_gradients_after_evaluation(module)
+        return module
+    return module.to(device)
+
+
+def _keep_gradients_after_evaluation(module: Any) -> None:
+    # On a CPU with avx512_bf16, bitsandbytes repacks a 4-bit layer at its first forward without gradients, and from
+    # then on no gradient passes through it, in silence.
+    for layer in module.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
+def prepare_model(module: Any, recipe: Recipe) -> torch.nn.Module:
+    """The module with activation checkpointing and adapters, where the recipe asks for them. Raises UsageError."""
+    if recipe.model.activation_checkpointing:
+        if not hasattr(module, "gradient_checkpointing_enable"):
+            raise UsageError("model.activation_checkpointing=true needs a transformers model; set it to false")
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    plain: torch.nn.Module = module
+    return plain if recipe.adapter is None else _with_adapters(plain, recipe.adapter)
+
+
+def _with_adapters(module: torch.nn.Module, lora: Lora) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted: torch.nn.Module = get_peft_model(module, config)
+    except ValueError as error:
+        raise UsageError(f"adapter.targets={list(lora.targets)} match no layer of the model: {error}") from error
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # adapters train in fp32, whatever the base computes in
+    return adapted
+
+
+def _unpack(name: str) -> Path:
+    """Weights inside an installed package, converted once to a folder that transformers loads in a second."""
+    package, _, file = name.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UsageError(f"model.name={name} needs the package {package}, which is not installed")
+    source = Path(found.submodule_search_locations[0])
+    if not (source / file).is_file():
+        raise UsageError(f"model.name={name}: the package {package} has no file {file}")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "launch" / "models"
+    folder = cache / f"{Path(file).stem}-{digest_files([source / file])[:16]}"
+    with _locked(cache / "lock"):
+        if not folder.is_dir():
+            _convert(source, file, folder)
+    return folder
+
+
+def _convert(source: Path, file: str, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    staging = folder.with_suffix(".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    AutoTokenizer.from_pretrained(str(source), gguf_file=file).save_pretrained(staging)
+    loaded = AutoModelForCausalLM.from_pretrained(str(source), gguf_file=file, dtype=torch.float32)
+    del loaded.config.quantization_config  # transformers will not save a model that says it is GGUF
+    plain = type(loaded)(loaded.config)
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(staging)
+    os.rename(staging, folder)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the kernel gives the lock back if its holder is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,211 @@
+"""From a run folder to everything that the loop needs: the only place where the parts are put together."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from checkpoints.channel import Channel
+from checkpoints.log import Claim, CommitLog
+from checkpoints.owner import Owner
+from checkpoints.restorer import Restored, restore
+from checkpoints.saver import Saver
+from checkpoints.store import Store, open_store, probe
+from cluster.preemption import Notice
+from cluster.topology import Topology
+from launcher import loading
+from launcher.drift import check, compare_identities
+from launcher.plan import Plan
+from launcher.recipe import Recipe
+from launcher.runs import Attempt, Events, Run, read_json, write_json
+from launcher.train.data import Example, data_digest, load_examples, micro_batches
+from launcher.train.digests import sample_digest
+from launcher.train.engines import Batch, Engine, make_engine
+from launcher.train.metrics import Metrics
+from launcher.train.models import LoadedModel, base_digest, load_model
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+SAVE_DEADLINE_SECONDS = 600.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the run is: completed steps, samples consumed by all ranks, and which (of this rank, added up)."""
+
+    step: int = 0
+    samples: int = 0
+    digest: int = 0
+
+    def advance(self, batches: list[Batch], batch_size: int) -> None:
+        self.step += 1
+        self.samples += batch_size
+        for batch in batches:
+            self.digest = (self.digest + sample_digest(self.step, batch["ids"])) % 2**63
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """One rank's view of a run, from its start or restart to its end."""
+
+    attempt: Attempt
+    recipe: Recipe
+    plan: Plan
+    notice: Notice
+    rank: int
+    claim: Claim | None  # on rank 0 alone
+    engine: Engine
+    model: LoadedModel
+    saver: Saver
+    identity: dict[str, str | None]
+    held_out: Sequence[Example]
+    events: Events
+    progress: Progress = field(default_factory=Progress)
+    committed_step: int = 0
+    blocked_seconds: float = 0.0  # training was held up by checkpoints since the last recorded step
+    metrics: Metrics | None = None  # on rank 0 alone
+
+    def report(self, kind: str, **details: object) -> None:
+        """Tell whoever watches the run; rank 0 speaks for all."""
+        if self.rank == 0:
+            self.events.tell(kind, **details)
+
+    def batches(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each step after the current one."""
+        examples = load_examples(self.recipe, "train", self.model.tokenizer)
+        return micro_batches(
+            examples, self.plan, self.recipe.seed, self.progress.samples, self.rank, self.recipe.data.workers
+        )
+
+    def save(self) -> None:
+        """Start a checkpoint of the current step; training is held up for the copy alone."""
+        started = time.perf_counter()
+        total = torch.tensor(self.progress.digest, dtype=torch.int64, device=self.engine.device)
+        dist.all_reduce(total)
+        if self.metrics is not None:
+            self.metrics.flush()
+        samples = {"count": self.progress.samples, "digest": f"{int(total) % 2**63:016x}"}
+        metadata = {"step": self.progress.step, "samples": samples, "identity": self.identity}
+        self.saver.save(self.progress.step, self.engine.state(), metadata)
+        self.blocked_seconds += time.perf_counter() - started
+
+    def close(self, *, is_finished: bool) -> None:
+        """Wait until everything is on disk. Raises Fenced when the run was taken over meanwhile."""
+        self.saver.close(SAVE_DEADLINE_SECONDS)
+        if self.metrics is not None:
+            self.metrics.flush()
+        if self.claim is not None and is_finished:
+            self.claim.done()
+
+
+def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: Notice) -> Session:
+    """Join the other ranks, claim the run, build the model and bring back the newest intact commit."""
+    record = attempt.record()
+    recipe = loading.load_frozen(run.config).recipe
+    plan = _plan_of(recipe, record)
+    torch.set_num_threads(plan.threads_per_rank)
+    device = _join_ranks(plan)
+    rank = dist.get_rank()
+    store = open_store(run.checkpoints)
+    claim = _claim(store, run, attempt, agent=agent, is_takeover=record["takeover"]) if rank == 0 else None
+    model = load_model(recipe, device, record["precision"])
+    engine = make_engine(recipe, model.module, device, record["precision"])
+    channel = _open_channel(f"{attempt.number}/{restart}")
+    saver = Saver(
+        store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks,
+        keep=recipe.checkpoint.keep, deadline_seconds=SAVE_DEADLINE_SECONDS,
+    )  # fmt: skip
+    session = Session(
+        attempt=attempt, recipe=recipe, plan=plan, notice=notice, rank=rank, claim=claim, engine=engine, model=model,
+        saver=saver, identity=_identity(recipe, model, attempt) if rank == 0 else {},
+        held_out=load_examples(recipe, "held_out", model.tokenizer)[: recipe.evaluation.samples],
+        events=attempt.open_events(),
+    )  # fmt: skip
+    if restart == 0:
+        trainable, total = model.count()
+        session.report("model", trainable=trainable, total=total, device=str(device), precision=record["precision"])
+    state = engine.state()
+    restored = restore(
+        store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks, state=state
+    )
+    if restored is not None:
+        _take_up(session, restored, record["allow_change"])
+    if rank == 0:
+        session.metrics = Metrics(run, session.progress.step)
+    saver.prepare(state)
+    return session
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Random numbers of a step depend on (seed, step, rank) alone, so that a resumed run draws the same ones."""
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint64)
+    torch.manual_seed(int(state[0]))
+    np.random.seed(int(state[1]) % 2**32)
+    random.seed(int(state[1]))
+
+
+def _plan_of(recipe: Recipe, record: dict[str, Any]) -> Plan:
+    topology = Topology(nodes=record["nodes"], ranks_per_node=record["ranks_per_node"], has_gpus=record["has_gpus"])
+    return Plan(
+        topology=topology,
+        batch_size=recipe.batch.size,
+        micro=record["micro"],
+        threads_per_rank=record["threads_per_rank"],
+    )
+
+
+def _join_ranks(plan: Plan) -> torch.device:
+    if plan.topology.has_gpus:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=COLLECTIVE_TIMEOUT, device_id=device)
+        return device
+    torch.use_deterministic_algorithms(True)
+    dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
+    return torch.device("cpu")
+
+
+def _claim(store: Store, run: Run, attempt: Attempt, *, agent: int, is_takeover: bool) -> Claim:
+    """Become the one who may commit. The owner that others see is the agent: it lives as long as the attempt does."""
+    probe(store)
+    owner = Owner.of_process(job=f"{run.name}/{attempt.number}", pid=agent)
+    return CommitLog(store).claim(owner, is_takeover=is_takeover)
+
+
+def _open_channel(prefix: str) -> Channel:
+    """A connection of its own to the rendezvous store: the threads that commit never wait behind the training's."""
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return Channel(store, f"checkpoints/{prefix}")
+
+
+def _identity(recipe: Recipe, model: LoadedModel, attempt: Attempt) -> dict[str, str | None]:
+    """Digests of what the result depends on; computed once per attempt."""
+    path = attempt.folder / "identity.json"
+    identity = read_json(path)
+    if identity is None:
+        identity = {"data": data_digest(recipe), "base_model": model.source and base_digest(model.source)}
+        write_json(path, identity)
+    return identity
+
+
+def _take_up(session: Session, restored: Restored, allowed: list[str]) -> None:
+    """Continue where the commit stands, if it belongs to the same data and base model."""
+    metadata: Mapping[str, Any] = restored.metadata
+    if session.rank == 0:
+        for line in check(compare_identities(metadata["identity"], session.identity), allowed):
+            session.report("changed", text=line)
+        for commit, reason in restored.skipped.items():
+            session.report("skipped", commit=commit, reason=reason)
+        session.report("resumed", step=metadata["step"], commit=restored.commit.n)
+        session.progress.digest = int(metadata["samples"]["digest"], 16)
+    session.progress.step = session.committed_step = metadata["step"]
+    session.progress.samples = metadata["samples"]["count"]

@@ -1,0 +1,220 @@
+"""What a run shows while it runs, read from its folder: the same for every target."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from launcher.runs import Attempt, Run, json_lines
+
+PLAIN_LINE_SECONDS = 2.0
+DISK_SECONDS = 1.0
+FULL_BYTES = 2**20
+
+
+class Display(Protocol):
+    def say(self, line: str) -> None: ...
+
+    def step(self, record: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PlainDisplay:
+    """Lines, for a log or a pipe: a step every few seconds, and the last one."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._clock = _Clock(steps)
+        self._next = 0.0
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def step(self, record: dict[str, Any]) -> None:
+        eta = self._clock.seconds_left(record["step"])
+        if time.monotonic() < self._next and record["step"] != self._steps:
+            return
+        self._next = time.monotonic() + PLAIN_LINE_SECONDS
+        self.say(
+            f"step {record['step']}/{self._steps}  loss {record['loss']:.3f}  "
+            f"{record['tokens_per_second']:,.0f} tokens/s  ETA {_minutes(eta)}"
+        )
+
+    def close(self) -> None:
+        pass
+
+
+class BarDisplay:
+    """A progress bar under the lines, for a terminal."""
+
+    def __init__(self, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  ETA {task.fields[eta]}"),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=steps, loss="-", speed="-", eta="-", visible=False)
+        self._clock = _Clock(steps)
+        self._progress.start()
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False)
+
+    def step(self, record: dict[str, Any]) -> None:
+        self._progress.update(
+            self._task,
+            completed=record["step"],
+            visible=True,
+            loss=f"{record['loss']:.3f}",
+            speed=f"{record['tokens_per_second']:,.0f}",
+            eta=_minutes(self._clock.seconds_left(record["step"])),
+        )
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Clock:
+    """Time left, from the steps seen since it was made, or since steps had to be done again."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._first = self._last = (0, 0.0)
+
+    def seconds_left(self, step: int) -> float | None:
+        now = time.monotonic()
+        if not 0 < self._last[0] < step:
+            self._first = step, now
+        self._last = step, now
+        done, seconds = step - self._first[0], now - self._first[1]
+        return (self._steps - step) * seconds / done if done else None
+
+
+def _minutes(seconds: float | None) -> str:
+    return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def make_display(steps: int) -> Display:
+    return BarDisplay(steps) if sys.stderr.isatty() else PlainDisplay(steps)
+
+
+class Follower:
+    """Shows what an attempt adds to the run folder; call `update` until the attempt has ended, and once more after."""
+
+    def __init__(self, run: Run, attempt: Attempt, display: Display) -> None:
+        self._display = display
+        self._events = _Tail(attempt.events)
+        self._metrics = _Tail(run.metrics, from_end=True)
+        self._number = attempt.number
+        self._perplexity: float | None = None
+        self._disk = _DiskWatch(run.folder)
+
+    def update(self) -> None:
+        for line in self._disk.news():
+            self._display.say(line)
+        for event in self._events.new():
+            for line in self._lines(event):
+                self._display.say(line)
+        for record in self._metrics.new():
+            if record["attempt"] == self._number:
+                self._display.step(record)
+
+    def _lines(self, event: dict[str, Any]) -> Iterator[str]:
+        match event["event"]:
+            case "model":
+                share = event["trainable"] / event["total"]
+                yield (
+                    f"parameters {_count(event['total'])}, of which {_count(event['trainable'])} train ({share:.2%}); "
+                    f"{event['device']}, {event['precision']}"
+                )
+            case "evaluated":
+                before, self._perplexity = self._perplexity, event["perplexity"]
+                change = f" (it was {before:.2f})" if before is not None else ""
+                yield f"held-out perplexity {event['perplexity']:.2f} at step {event['step']}{change}"
+            case "completed":
+                yield f"at step {event['step']} it answers {event['prompt']!r} with:"
+                yield "    " + printable(event["text"].strip()).replace("\n", "\n    ")
+            case "resumed":
+                yield f"continuing after step {event['step']} (commit {event['commit']})"
+            case "skipped":
+                yield f"commit {event['commit']} was skipped: {event['reason']}"
+            case "changed" | "damaged":
+                yield event["text"]
+            case "committed":
+                size = f"{event['bytes'] / 1e6:.1f} MB in {event['seconds']:.1f} s"
+                yield f"checkpoint of step {event['step']} committed ({size})"
+            case "save_failed":
+                yield f"checkpoint of step {event['step']} failed: {event['cause']}; training goes on"
+            case "restarted":
+                yield f"{event['cause']}; its ranks start again from the newest commit"
+
+
+class _DiskWatch:
+    """Says when the disk of a run is full, which the run may have no room to say, and when it has space again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._next = 0.0
+        self._is_full = False
+
+    def news(self) -> Iterator[str]:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + DISK_SECONDS
+        status = os.statvfs(self._folder)
+        was_full, self._is_full = self._is_full, status.f_bavail * status.f_frsize < FULL_BYTES
+        if self._is_full and not was_full:
+            now = time.strftime("%H:%M:%S")
+            yield f"the disk of {self._folder} is full since {now}; training goes on, checkpoints wait for space"
+        elif was_full and not self._is_full:
+            yield "the disk has space again"
+
+
+class _Tail:
+    """The whole JSON lines that a file gained. What a file that was replaced holds already was shown before."""
+
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        self._path = path
+        self._inode: int | None = None
+        self._position = 0
+        if from_end and path.exists():
+            self._inode, self._position = path.stat().st_ino, path.stat().st_size
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        try:
+            file = open(self._path, "rb")  # noqa: SIM115  closed below
+        except FileNotFoundError:
+            return
+        with file:
+            status = os.fstat(file.fileno())
+            if self._inode not in (None, status.st_ino):
+                self._position = status.st_size
+            self._inode = status.st_ino
+            file.seek(self._position)
+            for value, length in json_lines(file):
+                self._position += length
+                if value:
+                    yield value
+
+
+def _count(parameters: int) -> str:
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if parameters >= size:
+            return f"{parameters / size:.2f} {unit}"
+    return str(parameters)
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which could move a terminal's cursor or change its colours."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

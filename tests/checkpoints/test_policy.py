@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.saving import claim
+
+from checkpoints.entry import Commit, Entry
+from checkpoints.memory_store import MemoryStore
+from checkpoints.policy import deletion_order, orphans, retirable
+
+CLAIM = claim(MemoryStore()).state
+
+
+def a_commit(n: int, epoch: int = 2, *, is_verified: bool = True, is_pinned: bool = False) -> Commit:
+    return Commit(
+        n=n,
+        step=n,
+        epoch=epoch,
+        folder=f"data/{epoch}-{n}-ab",
+        manifest_digest="",
+        bytes=1,
+        is_verified=is_verified,
+        is_pinned=is_pinned,
+    )
+
+
+def a_state(*live: Commit, base: int | None = None, epoch: int = 2) -> Entry:
+    return replace(CLAIM, live=live, base=base, epoch=epoch)
+
+
+def retired(state: Entry, keep: int = 1) -> list[int]:
+    return [commit.n for commit in retirable(state, keep)]
+
+
+def test_the_newest_commits_are_kept() -> None:
+    assert retired(a_state(*(a_commit(n) for n in range(1, 6))), keep=2) == [1, 2, 3]
+
+
+def test_nothing_goes_before_a_later_commit_of_this_epoch_is_verified() -> None:
+    old = a_commit(1, epoch=1), a_commit(2, epoch=1)
+    assert retired(a_state(*old)) == []
+    assert retired(a_state(*old, a_commit(3, is_verified=False))) == []
+    assert retired(a_state(*old, a_commit(3))) == [1, 2]
+
+
+def test_the_newest_verified_commit_stays_however_many_unverified_ones_follow() -> None:
+    unverified = a_commit(3, is_verified=False), a_commit(4, is_verified=False)
+    assert retired(a_state(a_commit(1), a_commit(2), *unverified)) == [1]
+
+
+def test_the_base_stays_until_this_epoch_has_two_commits() -> None:
+    base = a_commit(1, epoch=1)
+    assert retired(a_state(base, a_commit(2), base=1)) == []
+    assert retired(a_state(base, a_commit(2), a_commit(3), base=1)) == [1, 2]
+
+
+def test_a_damaged_commit_that_was_skipped_does_not_count_against_the_base() -> None:
+    base, skipped = a_commit(1, epoch=1), a_commit(2, epoch=1, is_verified=False)
+    assert retired(a_state(base, skipped, a_commit(3), base=1)) == [2]
+
+
+def test_a_pinned_commit_stays() -> None:
+    assert retired(a_state(a_commit(1, is_pinned=True), a_commit(2), a_commit(3))) == [2]
+
+
+def test_keeping_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="keep=0 would delete every checkpoint"):
+        retirable(a_state(a_commit(1)), 0)
+
+
+commits = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(1, 2)), max_size=8).map(
+    lambda rows: tuple(
+        a_commit(n, epoch, is_verified=is_verified, is_pinned=is_pinned)
+        for n, (is_verified, is_pinned, epoch) in enumerate(sorted(rows, key=lambda row: row[2]), start=1)
+    )
+)
+
+
+@given(commits, st.integers(1, 4), st.integers(1, 8))
+def test_whatever_is_live_the_newest_verified_commit_survives(live: tuple[Commit, ...], keep: int, base: int) -> None:
+    gone = retirable(a_state(*live, base=base), keep)
+    left = [commit for commit in live if commit not in gone]
+    newest_verified = [commit for commit in live if commit.is_verified][-1:]
+    assert set(newest_verified) <= set(left)
+    assert list(live[-keep:]) == left[-keep:]
+    assert not any(commit.is_pinned for commit in gone)
+
+
+def test_only_saves_of_lower_epochs_that_are_not_live_are_orphans() -> None:
+    state = a_state(a_commit(7, epoch=1), epoch=3)
+    keys = [
+        "data/1-7-ab/MANIFEST.json",  # live
+        "data/1-8-cd/rank-00000.bin",
+        "data/2-9-ef/rank-00000.bin",
+        "data/3-9-ef/rank-00000.bin",  # this epoch
+        "data/4-9-ef/rank-00000.bin",  # a successor's
+        "data/notes/readme.txt",
+        "log/000000000001.json",
+    ]
+    assert orphans(keys, state) == ("data/1-8-cd/rank-00000.bin", "data/2-9-ef/rank-00000.bin")
+
+
+def test_saves_that_a_damaged_entry_may_have_told_of_are_never_orphans() -> None:
+    state = replace(a_state(a_commit(7, epoch=1), epoch=4), doubtful_epoch=2)
+    keys = [f"data/{epoch}-9-ef/rank-00000.bin" for epoch in range(1, 5)]
+    assert orphans(keys, state) == ("data/3-9-ef/rank-00000.bin",)
+
+
+def test_the_manifest_is_deleted_first() -> None:
+    assert deletion_order(["data/a/A.bin", "data/a/MANIFEST.json", "data/a/rank.bin"])[0] == "data/a/MANIFEST.json"

@@ -1,0 +1,110 @@
+"""Stop signals to real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.local import LocalBackend, start_time
+from cluster.preemption import STOP_SIGNALS, Notice
+
+ROOT = Path(__file__).resolve().parents[2]
+IMPORTS = "import os, signal\nfrom pathlib import Path\nfrom cluster.preemption import *\n"
+WAIT = "\nimport time\nprint('ready', flush=True)\nfor _ in range(600): time.sleep(0.1)"
+
+
+def start(code: str, **options: object) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + WAIT], cwd=ROOT, stdout=subprocess.PIPE, text=True, **options
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def wait_until(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_becomes_the_notice_and_ends_nothing(tmp_path, number):
+    notice = Notice(tmp_path / "notice")
+    process = start(f"{IMPORTS}handle_signals(Notice(Path({str(notice.path)!r})))")
+    process.send_signal(number)
+    wait_until(notice.is_given)
+    assert notice.reason() == number.name
+    assert process.poll() is None
+    end(process)
+
+
+def test_the_first_reason_stands(tmp_path):
+    notice = Notice(tmp_path / "notice")
+    assert notice.reason() == ""
+    notice.give("SIGTERM")
+    notice.give("SIGINT")
+    assert notice.reason() == "SIGTERM"
+
+
+def test_a_notice_after_the_node_has_cleaned_up_is_no_error(tmp_path):
+    notice = Notice(tmp_path / "gone/notice")
+    notice.give("SIGTERM")
+    assert not notice.is_given()
+
+
+def watching(notice: Notice, supervisor: int) -> subprocess.Popen[str]:
+    return start(f"{IMPORTS}watch_signals(Notice(Path({str(notice.path)!r})), {supervisor}, lambda: os._exit(7))")
+
+
+def test_a_signal_of_the_supervisor_ends_a_rank_and_is_no_notice(tmp_path):
+    notice = Notice(tmp_path / "notice")
+    process = watching(notice, os.getpid())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 7
+    assert not notice.is_given()
+    process.communicate()
+
+
+def test_a_signal_of_anybody_else_is_a_notice(tmp_path):
+    notice = Notice(tmp_path / "notice")
+    process = watching(notice, supervisor=1)
+    process.send_signal(signal.SIGTERM)
+    wait_until(notice.is_given)
+    assert process.poll() is None
+    end(process)
+
+
+def test_a_process_ends_with_its_parent(tmp_path):
+    pid_file = tmp_path / "pid"
+    child = (
+        f"{IMPORTS}from cluster.processes import die_with_parent\ndie_with_parent(signal.SIGKILL, os.getppid())\n"
+        f"open({str(pid_file)!r}, 'w').write(str(os.getpid()))\nimport time\ntime.sleep(60)"
+    )
+    parent = start(f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}], cwd={str(ROOT)!r})")
+    wait_until(lambda: pid_file.exists() and pid_file.read_text())
+    pid = int(pid_file.read_text())
+    end(parent)
+    wait_until(lambda: start_time(pid) == 0)
+
+
+def test_a_handle_is_not_taken_for_a_later_process_of_the_same_pid():
+    process = start("")
+    backend = LocalBackend()
+    assert backend.state(f"{process.pid}:{start_time(process.pid)}").name == "RUNNING"
+    assert backend.state(f"{process.pid}:1").name == "ENDED"
+    backend.kill(f"{process.pid}:1")
+    assert process.poll() is None
+    end(process)

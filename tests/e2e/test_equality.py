@@ -1,0 +1,155 @@
+"""A run that was interrupted, anywhere and any number of times, ends like one that was not: bit by bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from support.runs_for_tests import (
+    Processes,
+    digests,
+    json_lines,
+    launch,
+    small_words,
+    start,
+    status,
+    steps_of,
+    wait_for,
+    wait_for_step,
+)
+
+STEPS = 60
+
+
+def finish(run: Path, ranks: int) -> None:
+    result = launch("resume", run.name, "--gpus", str(ranks), runs_dir=run.parent)
+    assert result.returncode == 0, result.stderr
+
+
+def assert_same_ending(run: Path, reference: Path) -> None:
+    assert digests(run) == digests(reference)
+    assert steps_of(run) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_killing_ranks_at_random_moments_changes_nothing(tmp_path, undisturbed, ranks):
+    seed = 100 + ranks
+    moments = random.Random(seed)
+    launcher = start(*small_words(ranks), "--name", "killed", runs_dir=tmp_path)
+    run = tmp_path / "killed"
+    kills = 0
+    while kills < 6 and launcher.poll() is None:
+        time.sleep(moments.uniform(0.0, 0.8))
+        victims = Processes(launcher.pid).find()["rank"]
+        # One restart without progress is an accident, four are a defect of the run: let it commit in between.
+        if victims and len(json_lines(run / "attempts/0001/events.jsonl")) > kills:
+            os.kill(moments.choice(victims), signal.SIGKILL)
+            kills += 1
+            wait_for_new_commit(run, launcher)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, errors
+    assert kills >= 3, f"seed {seed}: the run ended after {kills} kills"
+    assert_same_ending(run, undisturbed(ranks))
+
+
+def wait_for_new_commit(run: Path, launcher, attempt: int = 1) -> None:
+    before = committed_steps(run, attempt)
+    wait_for(lambda: committed_steps(run, attempt) != before or launcher.poll() is not None, "a new commit")
+
+
+def committed_steps(run: Path, attempt: int) -> list[int]:
+    events = json_lines(run / f"attempts/{attempt:04d}/events.jsonl")
+    return [event["step"] for event in events if event["event"] == "committed"]
+
+
+@pytest.mark.parametrize("victim", ["launcher", "node", "agent", "forkserver", "writer"])
+def test_killing_any_process_loses_nothing(tmp_path, undisturbed, victim):
+    launcher = start(*small_words(2), "--name", "run", runs_dir=tmp_path)
+    run = tmp_path / "run"
+    wait_for_step(run, 12)
+    pid = launcher.pid if victim == "launcher" else Processes(launcher.pid).find()[victim][0]
+    os.kill(pid, signal.SIGKILL)
+    launcher.communicate(timeout=120)
+    if victim == "launcher":
+        wait_for(lambda: status(run)["state"] == "PENDING", "the run to stop when its launcher was killed")
+        finish(run, 2)
+    else:
+        assert launcher.returncode == 0
+    assert_same_ending(run, undisturbed(2))
+
+
+@pytest.mark.parametrize("receiver", ["launcher", "node", "agent", "forkserver", "rank", "writer"])
+def test_a_stop_signal_to_any_process_commits_and_exits_75(tmp_path, undisturbed, receiver):
+    number = {
+        "launcher": signal.SIGINT,
+        "node": signal.SIGTERM,
+        "agent": signal.SIGUSR1,
+        "forkserver": signal.SIGUSR2,
+    }.get(receiver, signal.SIGTERM)
+    launcher = start(*small_words(2), "--name", "run", runs_dir=tmp_path)
+    run = tmp_path / "run"
+    wait_for_step(run, 12)
+    os.kill(launcher.pid if receiver == "launcher" else Processes(launcher.pid).find()[receiver][0], number)
+    _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 75, errors
+    assert "launch resume" in errors.splitlines()[-1]
+    state = status(run)
+    assert state["state"] == "PENDING"
+    assert state["commits"][-1]["step"] == state["step"] < STEPS
+    assert state["cause"] == number.name
+    if receiver in ("launcher", "rank"):  # where the signal arrived makes no difference to what follows
+        finish(run, 2)
+        assert_same_ending(run, undisturbed(2))
+
+
+def test_a_stop_signal_during_start_up_is_handled(tmp_path, undisturbed):
+    launcher = start(*small_words(2), "--name", "run", runs_dir=tmp_path)
+    run = tmp_path / "run"
+    wait_for((run / "attempts/0001/logs/node-0.log").exists, "the node process")
+    launcher.send_signal(signal.SIGTERM)
+    _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 75, errors
+    assert status(run)["step"] == 0
+    finish(run, 2)
+    assert_same_ending(run, undisturbed(2))
+
+
+def test_a_second_interrupt_stops_at_once_and_the_run_resumes(tmp_path, undisturbed):
+    launcher = start(*small_words(2), "--name", "run", runs_dir=tmp_path)
+    run = tmp_path / "run"
+    wait_for_step(run, 8)
+    launcher.send_signal(signal.SIGINT)
+    launcher.send_signal(signal.SIGINT)
+    _, errors = launcher.communicate(timeout=30)
+    assert launcher.returncode == 75, errors
+    finish(run, 2)
+    assert_same_ending(run, undisturbed(2))
+
+
+def test_metrics_have_every_step_once_after_ten_interruptions(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    for stop in (5, 10):
+        result = launch(*small_words(1), f"stop_after={stop}", "--name", "run", runs_dir=tmp_path)
+        assert result.returncode == 75, result.stderr
+    launcher = start("resume", "run", "--gpus", "1", runs_dir=tmp_path)
+    for _ in range(8):
+        wait_for_new_commit(run, launcher, attempt=3)
+        os.kill(Processes(launcher.pid).find()["rank"][0], signal.SIGKILL)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, errors
+    restarts = [e for e in json_lines(run / "attempts/0003/events.jsonl") if e["event"] == "restarted"]
+    assert len(restarts) == 8
+    assert_same_ending(run, undisturbed(1))
+    assert tensorboard_steps(run, "train/loss") == list(range(1, STEPS + 1))
+
+
+def tensorboard_steps(run: Path, tag: str) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [scalar.step for scalar in events.Scalars(tag)]

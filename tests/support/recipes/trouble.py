@@ -1,0 +1,75 @@
+"""Recipes whose own functions go wrong, each in its way."""
+
+from launcher import Batch, Checkpoint, Data, Evaluation, Model, Recipe, replace
+
+
+def line_examples(split, *, count=64):
+    """Points of y = 3x + noise-free 1, as a user's own data would give them."""
+    import torch
+
+    return [
+        {"id": f"{split}-{i}", "x": torch.tensor([i / count]), "y": torch.tensor([3 * i / count + 1])}
+        for i in range(count)
+    ]
+
+
+def line_model():
+    import torch
+
+    return torch.nn.Linear(1, 1)
+
+
+def squared_error(model, batch):
+    import torch
+
+    return (model(batch["x"]) - batch["y"]).square().sum(), torch.tensor(len(batch["ids"]))
+
+
+def nan_on_a_sample(model, batch):
+    loss, count = squared_error(model, batch)
+    return loss * (float("nan") if "train-7" in batch["ids"] else 1.0), count
+
+
+def missing_file(model, batch):
+    with open("/nowhere/weights.bin"):
+        return squared_error(model, batch)
+
+
+def own_error(model, batch):
+    raise ZeroDivisionError("the user's own mistake")
+
+
+def out_of_memory(model, batch):
+    raise MemoryError
+
+
+def dies(model, batch):
+    import os
+
+    os.kill(os.getpid(), 9)
+
+
+def kills_its_data_worker(model, batch):
+    import multiprocessing
+    import os
+
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, 9)
+    return squared_error(model, batch)
+
+
+RECIPE = Recipe(
+    model=Model(build=line_model),
+    data=Data(build=line_examples),
+    loss=squared_error,
+    steps=12,
+    batch=Batch(size=8, micro=4),
+    checkpoint=Checkpoint(every=4),
+    evaluation=Evaluation(samples=0),
+)
+NAN = replace(RECIPE, loss=nan_on_a_sample)
+MISSING = replace(RECIPE, loss=missing_file)
+OWN_ERROR = replace(RECIPE, loss=own_error)
+MEMORY = replace(RECIPE, loss=out_of_memory)
+DIES = replace(RECIPE, loss=dies)
+WORKER = replace(RECIPE, loss=kills_its_data_worker, data=Data(build=line_examples, workers=1))

@@ -1,0 +1,132 @@
+"""Start real runs of the real command line, and look at what they left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAUNCH = (sys.executable, "-m", "launcher")
+TINY = "recipes/gpt_tiny.py"
+# The tiny recipe, small enough to run many times.
+SMALL = (
+    "steps=60",
+    "checkpoint.every=5",
+    "schedule.warmup_steps=3",
+    "evaluation.samples=0",
+    "model.arguments.width=64",
+    "model.arguments.layers=2",
+    "batch.size=6",
+    "batch.micro=2",
+)
+
+
+def small_words(ranks: int, **changed: object) -> list[str]:
+    """The words that launch the small recipe on this many ranks; `changed` replaces settings, with `__` for a dot."""
+    settings = dict(word.split("=", 1) for word in SMALL) | {k.replace("__", "."): str(v) for k, v in changed.items()}
+    return [TINY, "--gpus", str(ranks), *(f"{key}={value}" for key, value in settings.items())]
+
+
+def launch(
+    *words: str, runs_dir: Path, timeout: float = 120, cwd: Path = REPOSITORY
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LAUNCH, *words], cwd=cwd, env=environment(runs_dir), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def start(*words: str, runs_dir: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*LAUNCH, *words],
+        cwd=REPOSITORY,
+        env=environment(runs_dir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def environment(runs_dir: Path) -> dict[str, str]:
+    return {**os.environ, "LAUNCH_RUNS_DIR": str(runs_dir), "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60) -> Any:
+    """The first true answer of `condition`. Fails with `what` when there is none in time."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if answer := condition():
+            return answer
+        time.sleep(0.01)
+    raise AssertionError(f"waited {timeout} s in vain for {what}")
+
+
+def steps_of(run: Path) -> list[int]:
+    return [record["step"] for record in json_lines(run / "metrics.jsonl")]
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    wait_for(lambda: (steps_of(run) or [0])[-1] >= step, f"step {step} of {run.name}")
+
+
+def digests(run: Path) -> dict[str, Any]:
+    result = launch("checkpoints", "digest", run.name, "--json", runs_dir=run.parent)
+    assert result.returncode == 0, result.stderr
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
+
+
+def status(run: Path) -> dict[str, Any]:
+    result = launch("status", run.name, "--json", runs_dir=run.parent)
+    assert result.returncode == 0, result.stderr
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of one launcher, by what they are."""
+
+    launcher: int
+
+    def find(self) -> dict[str, list[int]]:
+        import psutil
+
+        found: dict[str, list[int]] = {"node": [], "agent": [], "rank": [], "writer": [], "forkserver": []}
+        for process in psutil.Process(self.launcher).children(recursive=True):
+            try:
+                kind = _kind(process.cmdline(), process.parent())
+            except psutil.NoSuchProcess:
+                continue
+            if kind:
+                found[kind].append(process.pid)
+        return found
+
+
+def _kind(command: Sequence[str], parent: Any) -> str | None:
+    line = " ".join(command)
+    if "cluster.node" in line:
+        return "node"
+    if "checkpoints.writer" in line:
+        return "writer"
+    if "multiprocessing.forkserver" in line:
+        return (
+            "rank"
+            if parent is not None and "multiprocessing.forkserver" in " ".join(parent.cmdline())
+            else "forkserver"
+        )
+    if "-m launcher.train" in line:
+        return "agent"
+    return None

@@ -1,0 +1,59 @@
+"""What the README and the docs tell people to type: every command is parsed, every recipe and setting resolved."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from support.runs_for_tests import REPOSITORY, launch, status
+
+from launcher.cli import COMMANDS, parse_words
+from launcher.loading import load
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+
+def commands_of(page: Path) -> list[str]:
+    """The lines of the page's `sh` and `console` blocks that a reader would type."""
+    blocks = re.findall(r"```(sh|console)\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = [line for kind, text in blocks for line in text.splitlines() if kind == "sh" or line.startswith("$ ")]
+    return [line.removeprefix("$ ").strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+TYPED = [(page.name, command) for page in PAGES for command in commands_of(page)]
+
+
+@pytest.mark.parametrize(("page", "command"), [t for t in TYPED if re.search(r"(^|/)launch ", t[1])])
+def test_every_launch_command_in_the_docs_is_one(page, command):
+    words = shlex.split(re.sub(r"^.*?launch ", "", command), comments=True)
+    name, arguments = parse_words(words)
+    assert name in COMMANDS
+    if name in ("train", "show") and (REPOSITORY / arguments.recipe).exists():
+        load(str(REPOSITORY / arguments.recipe), arguments.overrides, laptop=True)
+
+
+@pytest.mark.parametrize(("page", "command"), [t for t in TYPED if t[1].startswith("scripts/")])
+def test_every_script_in_the_docs_exists(page, command):
+    assert (REPOSITORY / command.split()[0]).stat().st_mode & 0o100
+
+
+def test_every_link_of_the_readme_leads_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", (REPOSITORY / "README.md").read_text()):
+        assert (REPOSITORY / target).exists(), target
+
+
+def test_the_test_command_of_the_readme_is_what_ci_runs():
+    assert "scripts/test" in commands_of(REPOSITORY / "README.md")
+    assert "exec scripts/test" in (REPOSITORY / ".ci/run").read_text()
+
+
+def test_the_first_steps_of_the_readme_work_as_they_are_written(tmp_path):
+    """Those of `gpt_tiny`; the flagship's have a test of their own, at a smaller size."""
+    first_steps = [c for c in commands_of(REPOSITORY / "README.md") if "first" in shlex.split(c)]
+    assert len(first_steps) == 3
+    for command in first_steps:
+        result = launch(*shlex.split(command)[1:], runs_dir=tmp_path)
+        assert result.returncode == 0, result.stderr
+    assert status(tmp_path / "first")["state"] == "SUCCEEDED"
