@@ -5,6 +5,7 @@ A signal to any process of the run becomes the notice; ranks read it at every st
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -19,7 +20,10 @@ _PATH_VARIABLE = "LAUNCH_NOTICE"
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A file that says why to stop. It lies on the node's own disk, so that looking for it costs microseconds."""
+    """A symbolic link that leads nowhere and whose target is the reason to stop: it is made whole, or not at all.
+
+    It lies on the node's own disk, so that looking for it costs microseconds, and takes no space there.
+    """
 
     path: Path
 
@@ -32,20 +36,16 @@ class Notice:
 
     def give(self, reason: str) -> None:
         """The first reason stands. Safe in a signal handler."""
-        try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except (FileExistsError, FileNotFoundError):  # given already, or the node has cleaned up
-            return
-        os.write(descriptor, reason.encode())
-        os.close(descriptor)
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # given already, or the node has cleaned up
+            os.symlink(reason, self.path)
 
     def is_given(self) -> bool:
-        return self.path.exists()
+        return os.path.lexists(self.path)
 
     def reason(self) -> str:
         """Why to stop; empty when the notice was not given."""
         try:
-            return self.path.read_text() or "a stop signal"
+            return os.readlink(self.path)
         except FileNotFoundError:
             return ""
 
