@@ -17,6 +17,7 @@ from pathlib import Path
 
 from checkpoints.log import CommitLog
 from checkpoints.store import open_store
+from cluster.memory import out_of_memory_kills
 from cluster.preemption import Notice, handle_signals
 from cluster.processes import die_with_parent
 from launcher.errors import NoProgress
@@ -110,12 +111,14 @@ def _run_ranks(run: Run, attempt: Attempt, restart: int, ranks: int) -> Outcome 
         shutdown_timeout=30,
     )
     arguments = (str(run.folder), attempt.number, restart, os.getpid())
+    kills_before = out_of_memory_kills()
     try:
         elastic_launch(config, rank_main)(*arguments)
     except ChildFailedError as error:  # a rank never returns: to elastic, finishing is a failure like any other
         outcome = attempt.outcome()
         dead_rank, dead = min(error.failures.items())
-        return outcome or first_failure(attempt, restart, dead_rank, dead.exitcode)
+        lacked_memory = out_of_memory_kills() > kills_before
+        return outcome or first_failure(attempt, restart, dead_rank, dead.exitcode, for_lack_of_memory=lacked_memory)
     raise AssertionError("a rank returned")
 
 

@@ -119,8 +119,13 @@ def write_failure(attempt: Attempt, restart: int, failure: Failure) -> None:
         write_json(folder / f"restart-{restart}-rank-{failure.rank}.json", asdict(failure))
 
 
-def first_failure(attempt: Attempt, restart: int, dead_rank: int, exit_code: int) -> Failure:
-    """What ended this restart. A rank that only lost its peers is never the first, if any other failed."""
+def first_failure(
+    attempt: Attempt, restart: int, dead_rank: int, exit_code: int, *, for_lack_of_memory: bool
+) -> Failure:
+    """What ended this restart. A rank that only lost its peers is never the first, if any other failed.
+
+    for_lack_of_memory: the kernel has ended processes of this job for that reason meanwhile.
+    """
     written = [
         Failure(**value)
         for path in (attempt.folder / "failures").glob(f"restart-{restart}-rank-*.json")
@@ -135,7 +140,7 @@ def first_failure(attempt: Attempt, restart: int, dead_rank: int, exit_code: int
             rank=dead_rank,
             host=socket.gethostname(),
             kind="killed",
-            cause=_describe_signal(-exit_code),
+            cause=_describe_signal(-exit_code, for_lack_of_memory=for_lack_of_memory),
             time=time.time(),
             log=log,
         )
@@ -145,20 +150,8 @@ def first_failure(attempt: Attempt, restart: int, dead_rank: int, exit_code: int
     return Failure(rank=dead_rank, host=socket.gethostname(), kind="killed", cause=cause, time=time.time(), log=log)
 
 
-def _describe_signal(number: int) -> str:
+def _describe_signal(number: int, *, for_lack_of_memory: bool) -> str:
     name = signal.Signals(number).name
-    if number == signal.SIGKILL and out_of_memory_kills() > 0:
+    if number == signal.SIGKILL and for_lack_of_memory:
         return f"killed by {name}: the kernel ended processes of this job for lack of memory"
     return f"killed by {name}"
-
-
-def out_of_memory_kills() -> int:
-    """How many processes of this control group the kernel has ended for lack of memory; 0 where it does not tell."""
-    for path in (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control")):
-        try:
-            found = re.search(r"^oom_kill (\d+)$", path.read_text(), re.MULTILINE)
-        except OSError:
-            continue
-        if found:
-            return int(found[1])
-    return 0

