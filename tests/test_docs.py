@@ -1,25 +1,21 @@
-"""What the README and the docs tell people to type: every command is parsed, every recipe and setting resolved."""
+"""What the README and the docs tell people to type: every command is parsed, every recipe and setting resolved.
+
+The commands of a first run are typed for real: here those of `gpt_tiny`, in `e2e/test_qlora.py` those of the flagship.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from support.pages import README, RECIPES, commands_of, first_script_of
 from support.runs_for_tests import REPOSITORY, launch, status
 
 from launcher.cli import COMMANDS, parse_words
 from launcher.loading import load
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-
-
-def commands_of(page: Path) -> list[str]:
-    """The lines of the page's `sh` and `console` blocks that a reader would type."""
-    blocks = re.findall(r"```(sh|console)\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = [line for kind, text in blocks for line in text.splitlines() if kind == "sh" or line.startswith("$ ")]
-    return [line.removeprefix("$ ").strip() for line in lines if line.strip() and not line.startswith("#")]
+PAGES = [README, *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 
 TYPED = [(page.name, command) for page in PAGES for command in commands_of(page)]
@@ -40,20 +36,27 @@ def test_every_script_in_the_docs_exists(page, command):
 
 
 def test_every_link_of_the_readme_leads_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", (REPOSITORY / "README.md").read_text()):
+    for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text()):
         assert (REPOSITORY / target).exists(), target
 
 
 def test_the_test_command_of_the_readme_is_what_ci_runs():
-    assert "scripts/test" in commands_of(REPOSITORY / "README.md")
+    assert "scripts/test" in commands_of(README)
     assert "exec scripts/test" in (REPOSITORY / ".ci/run").read_text()
 
 
 def test_the_first_steps_of_the_readme_work_as_they_are_written(tmp_path):
-    """Those of `gpt_tiny`; the flagship's have a test of their own, at a smaller size."""
-    first_steps = [c for c in commands_of(REPOSITORY / "README.md") if "first" in shlex.split(c)]
+    first_steps = [c for c in commands_of(README) if "first" in shlex.split(c)]
     assert len(first_steps) == 3
     for command in first_steps:
         result = launch(*shlex.split(command)[1:], runs_dir=tmp_path)
         assert result.returncode == 0, result.stderr
     assert status(tmp_path / "first")["state"] == "SUCCEEDED"
+
+
+def test_the_recipe_of_ones_own_in_the_docs_learns_what_it_says(tmp_path):
+    (tmp_path / "spirals.py").write_text(first_script_of(RECIPES))
+    (command,) = [c for c in commands_of(RECIPES) if "spirals.py" in c]
+    result = launch(*shlex.split(command)[1:], runs_dir=tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "held-out perplexity 1.00 at step 400" in result.stderr

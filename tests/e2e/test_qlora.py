@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import re
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.runs_for_tests import REPOSITORY, digests, environment, launch, steps_of
+from support.pages import FIRST_RUN, commands_of, first_script_of
+from support.runs_for_tests import digests, environment, launch, start, steps_of, wait_for_step
 
 FLAGSHIP = [
     "recipes/llama_qlora.py",
-    "steps=4",
+    "--laptop",
+    "steps=6",
     "checkpoint.every=2",
     "evaluation.samples=0",
     "data.sequence_length=64",
@@ -21,53 +24,66 @@ FLAGSHIP = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`whole` was never disturbed; `parts` was stopped in the middle and resumed."""
+    """`whole` was never disturbed; `demo` was interrupted in the middle and resumed, as the first-run page does."""
     folder = tmp_path_factory.mktemp("flagship")
-    whole = launch(*FLAGSHIP, "--laptop", "--name", "whole", runs_dir=folder, timeout=300)
+    whole = launch(*FLAGSHIP, "--name", "whole", runs_dir=folder, timeout=300)
     assert whole.returncode == 0, whole.stderr
-    stopped = launch(*FLAGSHIP, "--laptop", "stop_after=2", "--name", "parts", runs_dir=folder, timeout=300)
-    assert stopped.returncode == 75, stopped.stderr
-    resumed = launch("resume", "parts", runs_dir=folder, timeout=300)
+    demo, resume = (shlex.split(c) for c in commands_of(FIRST_RUN) if "--name demo" in c or "resume demo" in c)
+    launcher = start(*FLAGSHIP, *demo[1:], runs_dir=folder)
+    wait_for_step(folder / "demo", 1)
+    launcher.send_signal(signal.SIGINT)
+    _, errors = launcher.communicate(timeout=300)
+    assert launcher.returncode == 75, errors
+    assert errors.splitlines()[-1].split()[1:] == resume[1:], "the last line is the command that the page goes on with"
+    resumed = launch(*resume[1:], runs_dir=folder, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
     return folder
 
 
 def test_an_interrupted_qlora_run_ends_with_the_same_adapter(runs):
-    assert digests(runs / "parts") == digests(runs / "whole")
-    assert steps_of(runs / "parts") == [1, 2, 3, 4]
+    assert digests(runs / "demo") == digests(runs / "whole")
+    assert steps_of(runs / "demo") == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_rest_of_the_first_run_page_works_as_it_is_written(runs, tmp_path):
+    commands = [shlex.split(command) for command in commands_of(FIRST_RUN)]
+    (tmp_path / "ask.py").write_text(first_script_of(FIRST_RUN))
+    for program, *words in commands[commands.index([".venv/bin/launch", "resume", "demo"]) + 1 :]:
+        if program == "ls":
+            exported = {path.name for path in (tmp_path / words[0]).iterdir()}
+            assert {"adapter_config.json", "adapter_model.safetensors"} <= exported
+        elif program == ".venv/bin/launch":
+            result = launch(*words, runs_dir=runs, cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
+        else:
+            assert program == ".venv/bin/python"
+            assert run_script(*words, tmp_path).strip()
 
 
 def test_only_adapters_and_their_optimizer_state_are_saved(runs):
-    saved = sum(path.stat().st_size for path in (runs / "whole/checkpoints/data").glob("*/rank-*.bin"))
     adapters = 4_884_480 * 4  # rank 16 on all linear layers of the 135M Llama, fp32
-    assert saved < 2 * 3 * 1.05 * adapters, "two checkpoints of an adapter and its two moments"
-
-
-def test_the_exported_adapter_answers_in_transformers_and_peft(runs, tmp_path):
-    exported = tmp_path / "adapter"
-    result = launch("checkpoints", "export", "whole", str(exported), runs_dir=runs)
-    assert result.returncode == 0, result.stderr
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in exported.iterdir()}
-    answer = run_script(first_run_script(), exported, tmp_path)
-    assert answer.strip()
+    shards = list((runs / "whole/checkpoints/data").glob("*/rank-*.bin"))
+    assert shards
+    for shard in shards:
+        assert shard.stat().st_size < 3 * 1.05 * adapters, "an adapter and its two moments"
 
 
 def test_the_merged_export_is_a_plain_transformers_model(runs, tmp_path):
     exported = tmp_path / "merged"
     result = launch("checkpoints", "export", "whole", str(exported), "--merged", runs_dir=runs)
     assert result.returncode == 0, result.stderr
-    script = """
+    (tmp_path / "load.py").write_text("""
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 ids = AutoTokenizer.from_pretrained(sys.argv[1])("def", return_tensors="pt")
 print(type(model).__name__, model.generate(**ids, max_new_tokens=2).shape)
-"""
-    assert run_script(script, exported, tmp_path).startswith("LlamaForCausalLM")
+""")
+    assert run_script("load.py", str(exported), tmp_path).startswith("LlamaForCausalLM")
 
 
 def test_a_base_model_that_is_not_where_the_name_says_is_one_line(tmp_path):
-    result = launch(*FLAGSHIP, "model.name=/nowhere", "--laptop", "--name", "other", runs_dir=tmp_path)
+    result = launch(*FLAGSHIP, "model.name=/nowhere", "--name", "other", runs_dir=tmp_path)
     assert result.returncode == 2
     assert "model.name=/nowhere is not a folder" in result.stderr.splitlines()[-1]
 
@@ -75,7 +91,7 @@ def test_a_base_model_that_is_not_where_the_name_says_is_one_line(tmp_path):
 @pytest.fixture
 def small_llama(tmp_path: Path, runs: Path) -> Path:
     """A folder with a random Llama of a few million parameters, and the tokenizer of the flagship's laptop model."""
-    script = """
+    (tmp_path / "make.py").write_text("""
 import sys
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -87,14 +103,14 @@ config = LlamaConfig(
 )
 LlamaForCausalLM(config).save_pretrained(sys.argv[1])
 tokenizer.save_pretrained(sys.argv[1])
-"""
+""")
     folder = tmp_path / "small-llama"
-    run_script(script, folder, tmp_path)
+    run_script("make.py", str(folder), tmp_path)
     return folder
 
 
 def test_a_base_model_that_changed_is_refused_by_name_before_the_first_step(small_llama, tmp_path):
-    words = [*FLAGSHIP, "--laptop", f"model.name={small_llama}", "--name", "run"]
+    words = [*FLAGSHIP, f"model.name={small_llama}", "--name", "run"]
     assert launch(*words, "stop_after=2", runs_dir=tmp_path).returncode == 75
     weights = small_llama / "model.safetensors"
     data = bytearray(weights.read_bytes())
@@ -108,19 +124,9 @@ def test_a_base_model_that_changed_is_refused_by_name_before_the_first_step(smal
     assert launch("resume", "run", "--allow-change", "base_model", runs_dir=tmp_path).returncode == 0
 
 
-def first_run_script() -> str:
-    """The script that docs/first-run.md shows."""
-    text = (REPOSITORY / "docs/first-run.md").read_text()
-    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
-def run_script(script: str, exported: Path, folder: Path) -> str:
-    path = folder / "script.py"
-    path.write_text(script)
+def run_script(script: str, argument: str, folder: Path) -> str:
     result = subprocess.run(
-        [sys.executable, path, exported],
+        [sys.executable, script, argument],
         env=environment(folder),
         cwd=folder,
         capture_output=True,
