@@ -20,6 +20,7 @@ from support.runs_for_tests import (
     start,
     status,
     steps_of,
+    wait_for,
     wait_for_step,
 )
 
@@ -60,6 +61,7 @@ def small_memory():
     folder.mkdir()
     (folder / "memory.limit_in_bytes").write_text(str(2 * 10**9))
     yield folder
+    wait_for(lambda: not (folder / "cgroup.procs").read_text(), "the last process of the run to leave")
     folder.rmdir()
 
 

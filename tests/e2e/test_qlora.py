@@ -19,6 +19,8 @@ FLAGSHIP = [
     "checkpoint.every=2",
     "evaluation.samples=0",
     "data.sequence_length=64",
+    "batch.size=2",
+    "batch.micro=1",
 ]
 
 
