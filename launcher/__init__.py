@@ -1,9 +1,11 @@
 """The recipe vocabulary: what a recipe file imports."""
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # as typing's, which takes a third of the time of `launch --help` to import
 if TYPE_CHECKING:
     from dataclasses import replace
+    from typing import Any
 
     from launcher.recipe import AdamW, Batch, Checkpoint, Data, Evaluation, Lora, Model, Parallel, Recipe, Schedule
 

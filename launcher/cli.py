@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+
+TYPE_CHECKING = False  # as in the package's own module
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 EPILOG = """\
 commands:
@@ -21,8 +26,8 @@ exit codes: 0 done, 1 failed, 2 usage, 4 no intact checkpoint, 75 stopped and re
 """
 
 COMMANDS = {
-    "train": "launcher.commands.train:train",
-    "resume": "launcher.commands.train:resume",
+    "train": "launcher.commands.start:train",
+    "resume": "launcher.commands.start:resume",
     "show": "launcher.commands.show:show",
     "ls": "launcher.commands.show:ls",
     "status": "launcher.commands.status:status",
@@ -36,12 +41,31 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         from launcher.errors import UsageError
 
-        raise UsageError(message)
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+class _Once(argparse.Action):
+    """Store the value of a flag. Of two values one would be dropped unseen."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault("given", {})
+        if option_string and self.dest in given:
+            raise argparse.ArgumentError(self, f"it is given twice: {given[self.dest]} and {values}; give it once")
+        given[self.dest] = values
+        setattr(namespace, self.dest, values)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the answer is its exit code. Errors for people are one line on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # Modules stay: looking through them for garbage as often as usual is a tenth of the time of `launch show`.
+    gc.set_threshold(100_000)
     from checkpoints.errors import CheckpointError
     from cluster.errors import ClusterError
     from launcher.errors import LaunchError
@@ -49,16 +73,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except (LaunchError, ClusterError, CheckpointError) as error:
-        print(f"launch: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         return int(getattr(error, "exit_code", 1))
     except BrokenPipeError:
         return 0
     except OSError as error:
-        print(f"launch: {error.filename or 'the storage'}: {error.strerror}", file=sys.stderr)
+        _complain(f"{error.filename or 'the storage'}: {error.strerror}")
         return 1
     except KeyboardInterrupt:
-        print("launch: interrupted before the run started", file=sys.stderr)
+        _complain("interrupted before the run started")
         return 130
+
+
+def _complain(text: str) -> None:
+    """One line on stderr, and nothing that a terminal would obey."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    print(f"launch: {' '.join(line.split())}", file=sys.stderr)
 
 
 def parse_words(words: Sequence[str]) -> tuple[str, argparse.Namespace]:
@@ -66,9 +96,11 @@ def parse_words(words: Sequence[str]) -> tuple[str, argparse.Namespace]:
     is_named = bool(words) and words[0] in COMMANDS
     command, rest = (words[0], words[1:]) if is_named else ("train", words)
     parser = _parser(command)
+    if not is_named and words:
+        _refuse_misspelt_command(words[0])
     known, unknown = parser.parse_known_intermixed_args(rest)
     if unknown:
-        _refuse_flag(unknown[0], parser)
+        _refuse_unknown(unknown[0], parser)
     return command, known
 
 
@@ -81,14 +113,28 @@ def _dispatch(words: Sequence[str]) -> int:
     return int(getattr(import_module(module), function)(arguments))
 
 
-def _refuse_flag(flag: str, parser: argparse.ArgumentParser) -> NoReturn:
+def _refuse_misspelt_command(word: str) -> None:
+    """Anything may be a recipe's name; a word that is nearly a command, and nothing that exists, is not."""
+    if not word.isalpha() or os.path.exists(word):
+        return
+    from difflib import get_close_matches
+
+    from launcher.errors import UsageError
+
+    if nearest := get_close_matches(word, COMMANDS, n=1, cutoff=0.75):
+        raise UsageError(f"{word} is no command and no recipe; did you mean {nearest[0]}?")
+
+
+def _refuse_unknown(flag: str, parser: argparse.ArgumentParser) -> NoReturn:
     from difflib import get_close_matches
 
     from launcher.errors import UsageError
 
     known = [option for action in parser._actions for option in action.option_strings]
     nearest = get_close_matches(flag.split("=")[0], known, n=1)
-    raise UsageError(f"unknown flag {flag}" + (f"; did you mean {nearest[0]}?" if nearest else "; see launch --help"))
+    kind = "flag" if flag.startswith("-") else "argument"
+    hint = f"did you mean {nearest[0]}?" if nearest else f"see {parser.prog} --help"
+    raise UsageError(f"unknown {kind} {flag}; {hint}")
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -100,6 +146,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.register("action", None, _Once)
     _ARGUMENTS[command](parser)
     return parser
 
@@ -196,7 +243,7 @@ def _checkpoints(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 1000000")
     return int(text)
 

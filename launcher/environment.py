@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -36,6 +35,8 @@ def environment(code: Path) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
+    import importlib.metadata
+
     versions = {}
     for package in _PACKAGES:
         try:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from launcher.errors import LaunchError, UsageError
 from launcher.overrides import apply, flatten, from_mapping, parse
 from launcher.recipe import Recipe
-from launcher.runs import write_text
 
 IMPORT_SECONDS = 10
 
@@ -38,6 +38,8 @@ def load(source: str, words: Sequence[str], *, laptop: bool) -> Resolved:
     Raises UsageError, one line, for whatever is wrong with any of them.
     """
     given = parse(words)
+    if "\0" in source:
+        raise UsageError(f"there is no recipe {source!r}; launch ls lists those that ship")
     if source.endswith((".yaml", ".yml")):
         path = Path(source).resolve()
         resolved = load_yaml(path)
@@ -52,6 +54,8 @@ def load(source: str, words: Sequence[str], *, laptop: bool) -> Resolved:
 
 def freeze(resolved: Resolved, root: Path, config: Path) -> None:
     """Write a run's config.yaml: what lies under `root` is looked for in the run's code snapshot from now on."""
+    from launcher.runs import write_text
+
     write_text(config, to_yaml(relocated(resolved, root, Path("code"))))
 
 
@@ -79,15 +83,16 @@ def _find(source: str) -> tuple[Path, str | None]:
     """(file, name of the recipe in it) of what the user typed."""
     text, separator, name = source.rpartition(":")
     text, name = (text, name) if separator else (source, "")
+    if text.endswith(".py") and _is_file(Path(text)):
+        return Path(text).resolve(), name or None
     shipped = {recipe_name: path for recipe_name, _, path in shipped_recipes()}
-    path = Path(text) if text.endswith(".py") else shipped.get(text, Path(text))
-    if path.suffix != ".py" or not _is_file(path):
+    if text not in shipped:
         from difflib import get_close_matches
 
         nearest = get_close_matches(Path(text).stem, shipped, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else "; launch ls lists those that ship"
         raise UsageError(f"there is no recipe {source}{hint}")
-    return path.resolve(), name or None
+    return shipped[text].resolve(), name or None
 
 
 def _is_file(path: Path) -> bool:
@@ -107,20 +112,31 @@ def _import(path: Path) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     try:
-        with contextlib.redirect_stdout(sys.stderr), _time_limit(), _listed(module):
+        with contextlib.redirect_stdout(sys.stderr), _time_limit(), _listed(module), _as_data():
             # Compiled here: a cached .pyc is taken for current when the file was edited within its second.
             exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
     except LaunchError as error:
-        raise UsageError(f"{path.name}: {error}") from error
+        raise UsageError(f"{path}:{_line_in(error, path)}: {error}") from error
     except SyntaxError as error:
-        raise UsageError(f"{error.filename or path}:{error.lineno or 0}: {error.msg}") from error
-    except (Exception, SystemExit) as error:
+        raise UsageError(f"{error.filename or path}:{error.lineno or 0}: {error.msg}; correct that line") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "torch":
             remedy = "import it inside the functions that use it"
             raise UsageError(f"{path.name} imports torch at its top level; {remedy}") from error
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"{path}:{_line_in(error, path)}: the recipe raised {cause}") from error
+        raise UsageError(f"{path}:{_line_in(error, path)}: the recipe raised {_cause(error)}") from error
     return module
+
+
+def _cause(error: BaseException) -> str:
+    """The exception's type and text, if it has one: both are the recipe's own code."""
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    text = " ".join(text.split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextlib.contextmanager
@@ -129,12 +145,34 @@ def _listed(module: ModuleType) -> Iterator[None]:
     listed: dict[str, Any] = {module.__name__: module}
     if "torch" not in sys.modules:
         listed["torch"] = None
-    sys.modules.update(listed)
+    modules = sys.modules
+    modules.update(listed)
     try:
         yield
     finally:
         for name in listed:
-            sys.modules.pop(name, None)
+            modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def _as_data() -> Iterator[None]:
+    """While a recipe runs, it can neither end this process unseen nor become two of it."""
+    names = ("_exit", "abort", "fork", "forkpty")
+    kept = {name: getattr(os, name) for name in names}
+    for name in names:
+        setattr(os, name, _refusal(f"os.{name}"))
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(os, name, function)
+
+
+def _refusal(name: str) -> Callable[..., NoReturn]:
+    def refuse(*_: object) -> NoReturn:
+        raise UsageError(f"the recipe calls {name}; a recipe is data, move work into its functions")
+
+    return refuse
 
 
 def _line_in(error: BaseException, path: Path) -> int:
@@ -148,11 +186,16 @@ def _line_in(error: BaseException, path: Path) -> int:
 
 @contextlib.contextmanager
 def _time_limit() -> Iterator[None]:
-    """UsageError after IMPORT_SECONDS, and each second from then on: a recipe may catch it. In the main thread only."""
+    """UsageError after IMPORT_SECONDS, in the main thread only. A recipe may catch it: the third ends the process."""
+    leave, tries = os._exit, iter(range(2))
 
     def give_up(_number: int, _frame: FrameType | None) -> None:
         remedy = "a recipe is data, move work into its functions"
-        raise UsageError(f"importing it took more than {IMPORT_SECONDS} s; {remedy}")
+        text = f"importing it took more than {IMPORT_SECONDS} s; {remedy}"
+        if next(tries, None) is None:
+            os.write(2, f"launch: the recipe catches every exception, and {text}\n".encode())
+            leave(UsageError.exit_code)
+        raise UsageError(text)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -254,15 +297,16 @@ def load_yaml(path: Path) -> Resolved:
     """A recipe as `to_yaml` writes it, with the origins that it names. Raises UsageError."""
     import yaml
 
+    remedy = "`launch show RECIPE` prints a whole one"
     try:
         text = path.read_text(encoding="utf-8")
         settings = yaml.safe_load(text)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be read: {error.strerror}; {remedy}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}; {remedy}") from error
     if not isinstance(settings, dict):
-        raise UsageError(f"{path} is not a recipe; `launch show RECIPE` prints one")
+        raise UsageError(f"{path} is not a recipe; {remedy}")
     recipe = from_mapping(settings, path.name)
     first = text.partition("\n")[0]
     source = first.removeprefix("# recipe: ") if first.startswith("# recipe: ") else str(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 from launcher.errors import UsageError
@@ -20,6 +19,8 @@ _PROBLEMS = (
     (r"expected one of \[(.*)\]", "is not one of {}"),
     (r"length (\d+) does not match type hint length (\d+)", "has {} values instead of {}"),
     ("is not a TupleConfig", "is not a list"),
+    ("to string|for field of type .str", "is not a text"),
+    ("incompatible container types", "is not a section; set its keys one by one"),
     ("with type hint 'Union", "is not a text, a number, true or false"),
     ("not Optional", "cannot be null"),
     ("issing mandatory value", "is missing"),
@@ -46,7 +47,7 @@ def _add_leaves(value: Any, prefix: str, leaves: dict[str, Any]) -> None:
         return
     for name, inner in items:
         if (prefix, name) != ("", "laptop"):
-            _add_leaves(inner, f"{prefix}.{name}" if prefix else name, leaves)
+            _add_leaves(inner, f"{prefix}.{name}" if prefix else str(name), leaves)
 
 
 def parse(words: Sequence[str]) -> dict[str, str]:
@@ -57,7 +58,7 @@ def parse(words: Sequence[str]) -> dict[str, str]:
         if not separator:
             raise UsageError(f"{word!r} is not a setting; write KEY=VALUE, such as optimizer.lr=1e-4")
         if key in parsed:
-            raise UsageError(f"{key} is given twice: {parsed[key]} and {value}")
+            raise UsageError(f"{key} is given twice: {parsed[key]} and {value}; give it once")
         parsed[key] = value
     return parsed
 
@@ -68,20 +69,24 @@ def apply(recipe: Recipe, settings: Mapping[str, Any], source: str = "") -> Reci
     Raises UsageError for an unknown key (with the nearest known one), a value of the wrong type, or one out of range;
     `source` is named where the recipe itself holds such a value.
     """
+    known = known_keys(recipe)
+    for key, value in settings.items():
+        if key not in known and not _is_open(key):
+            raise UsageError(_unknown(key, value, recipe, known))
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     config = _config_of(asdict(replace(recipe, laptop={})), source)
-    known = known_keys(recipe)
     for key, value in settings.items():
-        is_open = key.startswith(_OPEN_KEYS) and _KEY.fullmatch(key) is not None
-        if key not in known and not is_open:
-            raise UsageError(_unknown(key, value, recipe, known))
         try:
-            OmegaConf.update(config, key, _read(value, config, key), merge=False, force_add=is_open)
+            OmegaConf.update(config, key, _read(value, config, key), merge=False, force_add=_is_open(key))
         except OmegaConfBaseException as error:
             raise UsageError(f"{key}={value} {_problem(error)}") from error
     return replace(_as_recipe(config, source), laptop=recipe.laptop)
+
+
+def _is_open(key: str) -> bool:
+    return key.startswith(_OPEN_KEYS) and _KEY.fullmatch(key) is not None
 
 
 def _unknown(key: str, value: object, recipe: Recipe, known: Sequence[str]) -> str:
@@ -89,8 +94,12 @@ def _unknown(key: str, value: object, recipe: Recipe, known: Sequence[str]) -> s
         return f"unknown setting {key}={value}; give the setting itself, or use --laptop or --no-laptop"
     if key.startswith("adapter.") and recipe.adapter is None:
         return f"{key}={value} needs an adapter, and this recipe has none; start from one that has"
+    from difflib import get_close_matches
+
     nearest = get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"unknown setting {key}={value}" + (f"; did you mean {nearest[0]}?" if nearest else "")
+    return f"unknown setting {key}={value}" + (
+        f"; did you mean {nearest[0]}?" if nearest else "; launch show RECIPE lists all"
+    )
 
 
 def from_mapping(settings: Mapping[str, Any], source: str) -> Recipe:
@@ -111,9 +120,9 @@ def _config_of(settings: Mapping[str, Any], source: str) -> Any:
     config = OmegaConf.structured(Recipe)
     _allow_writing(config)
     try:
-        merged = OmegaConf.merge(config, _deeply_escaped(settings))
-    except OmegaConfBaseException as error:
-        raise UsageError(_located(error, source)) from error
+        merged = OmegaConf.unsafe_merge(config, _deeply_escaped(settings))
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UsageError(_located(error, source, settings)) from error
     _allow_writing(merged)
     return merged
 
@@ -133,7 +142,7 @@ def _as_recipe(config: Any, source: str) -> Recipe:
     try:
         recipe: Recipe = OmegaConf.to_object(config)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise UsageError(_located(error, source)) from error
+        raise UsageError(_located(error, source, OmegaConf.to_container(config))) from error  # type: ignore[arg-type]
     return recipe
 
 
@@ -176,9 +185,42 @@ def _escaped(text: str) -> str:
     return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
 
 
-def _located(error: Exception, source: str) -> str:
+def _located(error: Exception, source: str, settings: Mapping[str, Any]) -> str:
+    """What is wrong with which setting of `settings`, and where."""
+    key, problem = getattr(error, "full_key", None) or _culprit(settings), _problem(error)
+    value = _value_at(settings, str(key))
+    says_value = (
+        value is not None and not isinstance(value, Mapping) and not problem.startswith(("is unknown", "is missing"))
+    )
     where = f"{source}: " if source else ""
-    return f"{where}{getattr(error, 'full_key', None) or 'a value'} {_problem(error)}"
+    return f"{where}{key}{f'={value}' if says_value else ''} {problem}"
+
+
+def _culprit(settings: Mapping[str, Any]) -> str:
+    """The key that omegaconf refuses, where it does not say so itself: the first that is refused when given alone."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    leaves: dict[str, Any] = {}
+    _add_leaves(settings, "", leaves)
+    for key, value in leaves.items():
+        alone = value
+        for name in reversed(key.split(".")):
+            alone = {name: alone}
+        config = OmegaConf.structured(Recipe)
+        _allow_writing(config)
+        try:
+            OmegaConf.unsafe_merge(config, _deeply_escaped(alone))
+        except (OmegaConfBaseException, TypeError):
+            return key
+    return "a value"
+
+
+def _value_at(settings: Mapping[str, Any], key: str) -> Any:
+    value: Any = settings
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _problem(error: Exception) -> str:

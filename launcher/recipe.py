@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,25 +21,39 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Strategy = Literal["ddp", "fsdp", "zero3"]
 
 
-def function_name(function: str | Callable[..., Any] | None) -> str | None:
-    """`path/to/file.py:name` for a function of a recipe file, `package.module:name` for an installed one."""
+def function_name(function: str | Callable[..., Any] | None, field: str) -> str | None:
+    """What `field` holds: `path/to/file.py:name` for a recipe's function, `package.module:name` for one installed."""
     if function is None:
         return None
     if isinstance(function, str):
         if ":" not in function:
-            raise UsageError(f"{function!r} names no function; write package.module:function or file.py:function")
+            raise UsageError(f"{field}={function} names no function; write package.module:function or file.py:function")
         return function
     name = getattr(function, "__qualname__", "")
     if not (inspect.isfunction(function) or inspect.isclass(function)) or not name.isidentifier():
-        raise UsageError(f"{name or repr(function)} is not a function at the top level of a module; make it one")
+        raise UsageError(
+            f"{field}={name or repr(function)} is not a function at the top level of a module; make it one"
+        )
     if function.__module__.startswith("launcher."):
         return f"{function.__module__}:{function.__name__}"
     return f"{Path(inspect.getfile(function)).resolve()}:{function.__name__}"
 
 
-def _require(is_valid: bool, name: str, value: object, remedy: str) -> None:
-    if not is_valid:
-        raise UsageError(f"{name}={value} {remedy}")
+def _require(is_valid: Callable[[], bool], name: str, value: object, remedy: str) -> None:
+    """UsageError unless `is_valid`; a value that cannot even be compared is not."""
+    try:
+        if is_valid():
+            return
+    except (TypeError, AttributeError):
+        pass
+    raise UsageError(f"{name}={list(value) if isinstance(value, tuple) else value} {remedy}")
+
+
+def _check_arguments(arguments: Any, name: str) -> None:
+    _require(lambda: {**arguments} == arguments, name, arguments, "must be a dictionary such as {'width': 64}")
+    for key, value in arguments.items():
+        if not isinstance(value, bool | int | float | str):
+            raise UsageError(f"{name}.{key}={value} must be a text, a number, true or false")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +70,13 @@ class Model:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "build", function_name(self.build))
+        object.__setattr__(self, "build", function_name(self.build, "model.build"))
+        _check_arguments(self.arguments, "model.arguments")
         _require(
-            (self.name is None) != (self.build is None), "model.name", self.name, "needs exactly one of name, build"
+            lambda: (self.name is None) != (self.build is None),
+            "model.name",
+            self.name,
+            "needs exactly one of name, build",
         )
 
 
@@ -71,10 +90,10 @@ class Lora:
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "adapter.rank", self.rank, "must be at least 1")
-        _require(self.alpha > 0, "adapter.alpha", self.alpha, "must be greater than 0")
-        _require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must be in [0, 1)")
-        _require(len(self.targets) > 0, "adapter.targets", list(self.targets), "must name at least one layer")
+        _require(lambda: self.rank >= 1, "adapter.rank", self.rank, "must be at least 1")
+        _require(lambda: 0 < self.alpha < inf, "adapter.alpha", self.alpha, "must be greater than 0, and finite")
+        _require(lambda: 0 <= self.dropout < 1, "adapter.dropout", self.dropout, "must be in [0, 1)")
+        _require(lambda: len(self.targets) > 0, "adapter.targets", self.targets, "must name at least one layer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +114,18 @@ class Data:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "build", function_name(self.build))
+        object.__setattr__(self, "build", function_name(self.build, "data.build"))
+        _check_arguments(self.arguments, "data.arguments")
         _require(
-            (self.path is None) != (self.build is None), "data.path", self.path, "needs exactly one of path, build"
+            lambda: (self.path is None) != (self.build is None),
+            "data.path",
+            self.path,
+            "needs exactly one of path, build",
         )
-        _require(self.sequence_length >= 2, "data.sequence_length", self.sequence_length, "must be at least 2 tokens")
-        _require(self.workers >= 0, "data.workers", self.workers, "must be 0 or more processes")
+        _require(
+            lambda: self.sequence_length >= 2, "data.sequence_length", self.sequence_length, "must be at least 2 tokens"
+        )
+        _require(lambda: self.workers >= 0, "data.workers", self.workers, "must be 0 or more processes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +147,22 @@ class AdamW:
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        _require(0 < self.lr < 10, "optimizer.lr", self.lr, "must be greater than 0 and less than 10")
-        for beta in self.betas:
-            _require(0 <= beta < 1, "optimizer.betas", list(self.betas), "must both be in [0, 1)")
-        _require(self.eps > 0, "optimizer.eps", self.eps, "must be greater than 0")
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must be 0 or more")
-        _require(self.clip is None or self.clip > 0, "optimizer.clip", self.clip, "must be greater than 0, or null")
+        _require(lambda: 0 < self.lr < 10, "optimizer.lr", self.lr, "must be greater than 0 and less than 10")
+        is_pair = "must be two numbers in [0, 1)"
+        _require(lambda: all(0 <= beta < 1 for beta in self.betas), "optimizer.betas", self.betas, is_pair)
+        _require(lambda: 0 < self.eps < inf, "optimizer.eps", self.eps, "must be greater than 0, and finite")
+        _require(
+            lambda: 0 <= self.weight_decay < inf,
+            "optimizer.weight_decay",
+            self.weight_decay,
+            "must be 0 or more, and finite",
+        )
+        _require(
+            lambda: self.clip is None or 0 < self.clip < inf,
+            "optimizer.clip",
+            self.clip,
+            "must be greater than 0 and finite, or null",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +174,10 @@ class Schedule:
     final_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be 0 or more")
-        _require(0 <= self.final_fraction <= 1, "schedule.final_fraction", self.final_fraction, "must be in [0, 1]")
+        _require(lambda: self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be 0 or more")
+        _require(
+            lambda: 0 <= self.final_fraction <= 1, "schedule.final_fraction", self.final_fraction, "must be in [0, 1]"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +188,8 @@ class Batch:
     micro: int = 8
 
     def __post_init__(self) -> None:
-        _require(self.size >= 1, "batch.size", self.size, "must be at least 1 sample")
-        _require(self.micro >= 1, "batch.micro", self.micro, "must be at least 1 sample")
+        _require(lambda: self.size >= 1, "batch.size", self.size, "must be at least 1 sample")
+        _require(lambda: self.micro >= 1, "batch.micro", self.micro, "must be at least 1 sample")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +200,8 @@ class Checkpoint:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        _require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")
-        _require(self.keep >= 1, "checkpoint.keep", self.keep, "must be at least 1 checkpoint")
+        _require(lambda: self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")
+        _require(lambda: self.keep >= 1, "checkpoint.keep", self.keep, "must be at least 1 checkpoint")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,10 +219,12 @@ class Evaluation:
     complete: Function = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "complete", function_name(self.complete))
-        _require(self.every is None or self.every >= 1, "evaluation.every", self.every, "must be at least 1, or null")
-        _require(self.samples >= 0, "evaluation.samples", self.samples, "must be 0 or more")
-        _require(self.tokens >= 1, "evaluation.tokens", self.tokens, "must be at least 1")
+        object.__setattr__(self, "complete", function_name(self.complete, "evaluation.complete"))
+        _require(
+            lambda: self.every is None or self.every >= 1, "evaluation.every", self.every, "must be at least 1, or null"
+        )
+        _require(lambda: self.samples >= 0, "evaluation.samples", self.samples, "must be 0 or more")
+        _require(lambda: self.tokens >= 1, "evaluation.tokens", self.tokens, "must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,16 +254,21 @@ class Recipe:
     laptop: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss", function_name(self.loss))
+        object.__setattr__(self, "loss", function_name(self.loss, "loss"))
         is_settings = isinstance(self.laptop, dict) and all(isinstance(key, str) for key in self.laptop)
-        _require(is_settings, "laptop", self.laptop, "must be a dictionary such as {'optimizer.lr': 1e-3}")
-        _require(self.steps >= 1, "steps", self.steps, "must be at least 1")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2^63)")
-        in_range = self.stop_after is None or 1 <= self.stop_after <= self.steps
-        _require(in_range, "stop_after", self.stop_after, f"must be in [1, steps={self.steps}], or null")
-        _require(self.adapter is None or self.model.name is not None, "adapter", "LoRA", "needs a model.name")
+        _require(lambda: is_settings, "laptop", self.laptop, "must be a dictionary such as {'optimizer.lr': 1e-3}")
+        _require(lambda: self.steps >= 1, "steps", self.steps, "must be at least 1")
+        _require(lambda: self.steps < 2**63, "steps", self.steps, "must be less than 2^63")
+        _require(lambda: 0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2^63)")
         _require(
-            self.quantize == "none" or self.adapter is not None,
+            lambda: self.stop_after is None or 1 <= self.stop_after <= self.steps,
+            "stop_after",
+            self.stop_after,
+            f"must be in [1, steps={self.steps}], or null",
+        )
+        _require(lambda: self.adapter is None or self.model.name is not None, "adapter", "LoRA", "needs a model.name")
+        _require(
+            lambda: self.quantize == "none" or self.adapter is not None,
             "quantize",
             self.quantize,
             "freezes the model; give an adapter to train, or quantize=none",

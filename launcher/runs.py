@@ -55,12 +55,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object at `path`, or None when there is none."""
+    """The object at `path`, or None when there is none. Raises UsageError when it holds something else."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    return value if isinstance(value, dict) else None
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged ({error}); restore it from a copy, or start a new run") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is damaged (not an object); restore it from a copy, or start a new run")
+    return value
 
 
 class LineFile:
@@ -144,8 +148,12 @@ class Attempt:
         write_json(self.folder / "attempt.json", record)
 
     def outcome(self) -> Outcome | None:
-        value = read_json(self.folder / "outcome.json")
-        return None if value is None else Outcome(**value)
+        path = self.folder / "outcome.json"
+        value = read_json(path)
+        try:
+            return None if value is None else Outcome(**value)
+        except TypeError as error:
+            raise UsageError(f"{path} is damaged ({error}); restore it from a copy") from error
 
     def write_outcome(self, outcome: Outcome) -> None:
         write_json(self.folder / "outcome.json", asdict(outcome))
@@ -187,7 +195,11 @@ class Run:
         if record is None:
             raise UsageError(f"{self.folder} is not a run folder (it has no run.json)")
         if record.get("format") != FORMAT:
-            raise UsageError(f"{self.folder} has format {record.get('format')}; this launcher reads format {FORMAT}")
+            theirs, remedy = record.get("format"), "use the one that made it"
+            raise UsageError(f"{self.folder} has format {theirs}; this launcher reads format {FORMAT}; {remedy}")
+        if not isinstance(record.get("steps"), int) or not isinstance(record.get("recipe"), str):
+            path = self.folder / "run.json"
+            raise UsageError(f"{path} is damaged (it lacks steps or recipe); restore it from a copy")
         return record
 
     def attempts(self) -> list[Attempt]:
@@ -223,11 +235,12 @@ def all_runs(runs_dir: Path) -> list[Run]:
 def find_run(name_or_path: str, runs_dir: Path) -> Run:
     """The run of this name under `runs_dir`, or the run folder at this path."""
     for folder in (runs_dir / name_or_path, Path(name_or_path)):
-        if (folder / "run.json").is_file():
-            return Run(folder.resolve())
+        with contextlib.suppress(OSError):  # such as a name that is too long
+            if (folder / "run.json").is_file():
+                return Run(folder.resolve())
     known = [run.name for run in all_runs(runs_dir)]
     from difflib import get_close_matches
 
     nearest = get_close_matches(name_or_path, known, n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    raise UsageError(f"no run {name_or_path!r} in {runs_dir}{hint}")
+    hint = f"did you mean {nearest[0]}?" if nearest else "launch ls lists those there are"
+    raise UsageError(f"no run {name_or_path!r} in {runs_dir}; {hint}")

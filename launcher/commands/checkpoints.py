@@ -21,12 +21,21 @@ from launcher.status import commits_as_json
 
 
 def checkpoints(arguments: argparse.Namespace) -> int:
-    if (arguments.destination is None) == (arguments.action == "export"):
-        raise UsageError("launch checkpoints export RUN FOLDER takes a folder to make; the other actions take none")
+    _check_words(arguments)
     run = find_run(arguments.run, runs_dir(arguments.runs_dir))
     run.record()
     log = CommitLog(open_store(run.checkpoints))
     return _ACTIONS[arguments.action](run, log, arguments)
+
+
+def _check_words(arguments: argparse.Namespace) -> None:
+    destination, action = arguments.destination, arguments.action
+    if action == "export" and not destination:
+        raise UsageError("launch checkpoints export RUN FOLDER needs the folder to make")
+    if action != "export" and destination is not None:
+        raise UsageError(f"launch checkpoints {action} takes no FOLDER {destination!r}; only export makes one")
+    if action != "export" and arguments.merged:
+        raise UsageError(f"launch checkpoints {action} takes no --merged; only export makes a model")
 
 
 def _live(log: CommitLog) -> tuple[Commit, ...]:
@@ -34,7 +43,7 @@ def _live(log: CommitLog) -> tuple[Commit, ...]:
     return entry.live if entry else ()
 
 
-def _chosen(log: CommitLog, step: int | None) -> Commit:
+def _chosen(run: Run, log: CommitLog, step: int | None) -> Commit:
     """The newest checkpoint, or the newest one of `step`. Raises UsageError when there is none."""
     live = _live(log)
     for commit in reversed(live):
@@ -42,7 +51,9 @@ def _chosen(log: CommitLog, step: int | None) -> Commit:
             return commit
     steps = ", ".join(str(commit.step) for commit in live) or "none"
     raise UsageError(
-        "this run has no checkpoint yet" if step is None else f"--step {step} has no checkpoint; there are: {steps}"
+        f"{run.name} has no checkpoint yet; launch status {run.name} says how far it is"
+        if step is None
+        else f"--step {step} has no checkpoint in {run.name}; there are: {steps}"
     )
 
 
@@ -59,7 +70,7 @@ def _ls(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
 
 def _verify(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
     """Read every byte of the checkpoints and compare digests."""
-    commits = _live(log) if arguments.step is None else (_chosen(log, arguments.step),)
+    commits = _live(log) if arguments.step is None else (_chosen(run, log, arguments.step),)
     bad = {}
     for commit in commits:
         try:
@@ -80,7 +91,7 @@ def _verify(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
 
 
 def _digest(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
-    commit = _chosen(log, arguments.step)
+    commit = _chosen(run, log, arguments.step)
     digests = reader.digests(log.store, commit)
     if arguments.json:
         print(json.dumps({"step": commit.step, **digests}, indent=1))
@@ -91,7 +102,7 @@ def _digest(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
 
 
 def _pin(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
-    commit = _chosen(log, arguments.step)
+    commit = _chosen(run, log, arguments.step)
     log.pin(commit.n, is_pinned=arguments.action == "pin")
     print(f"the checkpoint of step {commit.step} is {arguments.action}ned", file=sys.stderr)
     return 0
@@ -101,7 +112,10 @@ def _export(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
     destination = Path(arguments.destination).absolute()
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UsageError(f"{destination} is not an empty folder; give a new one")
-    commit = _chosen(log, arguments.step)
+    for parent in destination.parents:
+        if parent.exists() and not parent.is_dir():
+            raise UsageError(f"{destination} cannot be made, {parent} is not a folder; give a new one")
+    commit = _chosen(run, log, arguments.step)
     print(f"exporting the checkpoint of step {commit.step}", file=sys.stderr)
     command = [sys.executable, "-m", "launcher.train.export", str(run.folder), str(commit.n), str(destination)]
     command += ["merged"] if arguments.merged else []

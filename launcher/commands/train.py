@@ -1,10 +1,9 @@
-"""`launch RECIPE` and `launch resume RUN`."""
+"""Make a run, or carry one on, and train it."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import shutil
 import sys
 import time
@@ -17,9 +16,8 @@ from checkpoints.log import CommitLog
 from checkpoints.owner import owner_is_alive
 from checkpoints.store import open_store
 from cluster.backend import backend_named
-from cluster.topology import Topology, local_core_count
 from launcher import loading
-from launcher.code_snapshot import code_of, copy, digests_of_copy, root_of
+from launcher.code_snapshot import code_of, copy, digests_of_copy
 from launcher.drift import (
     Change,
     check,
@@ -32,56 +30,20 @@ from launcher.drift import (
 from launcher.environment import environment
 from launcher.errors import UsageError
 from launcher.overrides import flatten
-from launcher.places import local_topology, runs_dir
-from launcher.plan import Plan, make_plan, resolve_precision
+from launcher.places import runs_dir
+from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
-from launcher.runs import FORMAT, Outcome, Run, check_run_name, find_run, read_json, write_json
+from launcher.runs import FORMAT, Outcome, Run, read_json, write_json
 from launcher.supervise import supervise
 from launcher.watch import make_display
 
 LEAVING_SECONDS = 15.0
 
 
-def train(arguments: argparse.Namespace) -> int:
-    topology = _topology(arguments)
-    folder = runs_dir(arguments.runs_dir)
-    use_laptop = not topology.has_gpus if arguments.laptop is None else arguments.laptop
-    resolved = loading.load(arguments.recipe, arguments.overrides, laptop=use_laptop)
-    plan = make_plan(resolved.recipe, topology, cores_per_node=local_core_count())
-    name = check_run_name(arguments.name) if arguments.name else _new_name(resolved, folder)
-    run = Run(folder / name)
-    if (run.folder / "run.json").exists():
-        frozen = loading.relocated(resolved, root_of(Path(resolved.source)), run.code)
-        return _carry_on(run, frozen, plan, arguments)
+def start(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.Namespace) -> int:
+    """Make the run, and train it."""
     _create_run(run, resolved)
     return _run(run, resolved, plan, arguments)
-
-
-def resume(arguments: argparse.Namespace) -> int:
-    run = find_run(arguments.run, runs_dir(arguments.runs_dir))
-    run.record()
-    # A run that was told to stop early goes on to its end, unless it is told to stop again.
-    stops_again = any(word.startswith("stop_after=") for word in arguments.overrides)
-    resolved = loading.load_frozen(run.config, [*([] if stops_again else ["stop_after=null"]), *arguments.overrides])
-    topology = _topology(arguments)
-    return _carry_on(run, resolved, make_plan(resolved.recipe, topology, cores_per_node=local_core_count()), arguments)
-
-
-def _topology(arguments: argparse.Namespace) -> Topology:
-    """The machines asked for. Raises UsageError when the target has fewer, and ClusterError for an unknown target."""
-    most = backend_named(arguments.on).most_nodes
-    if most is not None and arguments.nodes > most:
-        raise UsageError(
-            f"--nodes {arguments.nodes} is more than --on {arguments.on} has ({most}); use --gpus for more ranks"
-        )
-    return local_topology(arguments.nodes, arguments.gpus)
-
-
-def _new_name(resolved: loading.Resolved, folder: Path) -> str:
-    while True:
-        name = f"{Path(resolved.source).stem}-{secrets.token_hex(2)}"
-        if not (folder / name).exists():
-            return name
 
 
 def _create_run(run: Run, resolved: loading.Resolved) -> None:
@@ -110,7 +72,7 @@ def _write_record(run: Run, resolved: loading.Resolved, name: str) -> None:
     write_json(run.folder / "run.json", record)
 
 
-def _carry_on(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.Namespace) -> int:
+def carry_on(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.Namespace) -> int:
     """Resume: refuse what would not be the same run, say what changed, and go on at the newest commit."""
     attempts = run.attempts()
     outcome = attempts[-1].outcome() if attempts else None

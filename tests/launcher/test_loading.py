@@ -119,7 +119,7 @@ def test_the_yaml_that_show_prints_is_the_same_recipe(name, laptop, tmp_path):
 texts = st.text(max_size=20)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     name=st.text(min_size=1, max_size=20),
     prompt=st.none() | texts,
@@ -208,8 +208,8 @@ BAD_RECIPES = {
     "import sys\nsys.exit(3)": "bad.py:2: the recipe raised SystemExit",
     "x = 1": "has no recipe RECIPE; it has: none",
     OWN.replace("RECIPE =", "A = B ="): "it has: A, B",
-    OWN.replace("steps=10", "steps='ten'"): "bad.py:11: the recipe raised TypeError",
-    OWN.replace("steps=10", "steps=10.5"): "steps is not a whole number",
+    OWN.replace("steps=10", "steps='ten'"): "bad.py:11: steps=ten must be at least 1",
+    OWN.replace("steps=10", "steps=10.5"): "steps=10.5 is not a whole number",
     OWN.replace("steps=10", "steps=-1"): "steps=-1 must be at least 1",
     OWN.replace("steps=10", "step=10"): "unexpected keyword argument 'step'",
     OWN.replace("steps=10", "steps=10, laptop={'stepz': 3}"): "unknown setting stepz=3; did you mean steps?",
@@ -282,7 +282,7 @@ def test_a_recipe_that_was_edited_within_a_second_is_read_again(own):
 def test_a_recipe_that_hangs_is_stopped_even_if_it_catches_everything(own, monkeypatch):
     monkeypatch.setattr("launcher.loading.IMPORT_SECONDS", 0.05)
     own.write_text("import time\ntry:\n    time.sleep(60)\nexcept Exception:\n    time.sleep(60)\n")
-    with pytest.raises(UsageError, match=r"own.py: importing it took more than 0.05 s"):
+    with pytest.raises(UsageError, match=r"own.py:\d+: importing it took more than 0.05 s"):
         load(str(own), [], laptop=False)
 
 

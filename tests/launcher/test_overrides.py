@@ -72,11 +72,11 @@ def test_a_setting_of_a_section_that_is_taken_away_is_refused():
 
 BAD_MAPPINGS = {
     "x: steps is missing": {"model": {"name": "a"}, "data": {"path": "b"}},
-    "x: steps is not a whole number": {"model": {"name": "a"}, "data": {"path": "b"}, "steps": "abc"},
+    "x: steps=abc is not a whole number": {"model": {"name": "a"}, "data": {"path": "b"}, "steps": "abc"},
     "x: optimizer.lrr is unknown; did you mean lr?": {"optimizer": {"lrr": 1}},
     "x: 3 is unknown": {3: 4},
     "x: optimizer cannot be null": {"optimizer": None},
-    "x: model is not a section": {"model": 3},
+    "x: model=3 is not a section": {"model": 3},
 }
 
 
