@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -64,8 +63,6 @@ class _Once(argparse.Action):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the answer is its exit code. Errors for people are one line on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # Modules stay: looking through them for garbage as often as usual is a tenth of the time of `launch show`.
-    gc.set_threshold(100_000)
     from checkpoints.errors import CheckpointError
     from cluster.errors import ClusterError
     from launcher.errors import LaunchError
