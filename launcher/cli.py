@@ -167,6 +167,13 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         help="ranks per node: one per GPU, or CPU ranks where there is none",
     )
     _add_runs_dir(parser)
+    parser.add_argument(
+        "--hang-seconds",
+        default=20,
+        type=_seconds,
+        metavar="N",
+        help="end and restart ranks after so long without progress, at the earliest (default 20; 0: never)",
+    )
     parser.add_argument("--takeover", action="store_true", help="take a run from an owner that looks alive")
     parser.add_argument(
         "--allow-change",
@@ -242,6 +249,12 @@ def _checkpoints(parser: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 1000000")
+    return int(text)
+
+
+def _seconds(text: str) -> int:
+    if not text.isdecimal() or int(text) > 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of seconds from 0 to 1000000")
     return int(text)
 
 

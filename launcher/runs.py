@@ -9,6 +9,7 @@ attempts/0001/outcome.json   how it ended; absent while it runs, and for ever if
 attempts/0001/environment.json, identity.json   versions and machine; digests of data and base model
 attempts/0001/failures/      what ended each rank that failed
 attempts/0001/logs/          one file per rank and one per node
+attempts/0001/pace/          how fast the ranks are, one file per node
 metrics.jsonl, tensorboard/  one record per step
 checkpoints/                 the commit log and the saves
 """
@@ -20,12 +21,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
+from launcher.pace import Pace
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -138,6 +140,9 @@ class Attempt:
     def events(self) -> Path:
         return self.folder / "events.jsonl"
 
+    def rank_log(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank}.log"
+
     def open_events(self) -> Events:
         return Events(self.events)
 
@@ -157,6 +162,18 @@ class Attempt:
 
     def write_outcome(self, outcome: Outcome) -> None:
         write_json(self.folder / "outcome.json", asdict(outcome))
+
+    def paces(self) -> list[Pace]:
+        """Of all ranks that have told; empty while there are no steps."""
+        records = (read_json(path) or {} for path in sorted((self.folder / "pace").glob("*.json")))
+        return [Pace(**value) for record in records for value in record["ranks"]]
+
+    def write_paces(self, paces: Sequence[Pace]) -> None:
+        """Those of one node, in a file that is named after its first rank. Nothing is written for no ranks."""
+        if paces:
+            folder = self.folder / "pace"
+            folder.mkdir(exist_ok=True)
+            write_json(folder / f"from-rank-{paces[0].rank}.json", {"ranks": [asdict(pace) for pace in paces]})
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ from checkpoints.log import CommitLog
 from checkpoints.store import open_store
 from cluster.backend import backend_named
 from cluster.job import JobState
+from launcher.pace import stragglers
 from launcher.runs import Attempt, Run, json_lines
 
 
 def run_state(run: Run) -> dict[str, Any]:
-    """`run, state, cause, step, steps, loss, attempts, commits`: what `launch status --json` prints.
+    """`run, state, cause, step, steps, loss, attempts, stragglers, commits`: what `launch status --json` prints.
 
     state: STARTING, RUNNING or RECOVERING while an attempt is alive; SUCCEEDED or FAILED when it ended so; PENDING when
     nothing runs and the run can be resumed.
     """
     records = _json_lines(run.metrics)
-    attempts = [_attempt_state(attempt, records) for attempt in run.attempts()]
+    all_attempts = run.attempts()
+    attempts = [_attempt_state(attempt, records) for attempt in all_attempts]
     entry = CommitLog(open_store(run.checkpoints)).read()
     latest = attempts[-1] if attempts else {"state": "PENDING", "cause": "not started"}
     return {
@@ -33,6 +36,7 @@ def run_state(run: Run) -> dict[str, Any]:
         "steps": run.record()["steps"],
         "loss": records[-1]["loss"] if records else None,
         "attempts": attempts,
+        "stragglers": [asdict(found) for found in stragglers(all_attempts[-1].paces())] if all_attempts else [],
         "commits": commits_as_json(entry.live if entry else ()),
     }
 

@@ -23,6 +23,9 @@ def status(arguments: argparse.Namespace) -> int:
         steps = f"steps {attempt['first_step']}-{attempt['last_step']}" if attempt["first_step"] else "no step kept"
         line = f"  attempt {attempt['number']} on {attempt['target']}: {attempt['state']}, {steps}"
         print(f"{line}  {attempt['cause']}".rstrip())
+    for slow in state["stragglers"]:
+        own = f"{slow['seconds']:.3g} s of its own work per step"
+        print(f"  rank {slow['rank']} on {slow['host']} is slow: {own}, {slow['ratio']:.2f} times the median rank")
     for commit in state["commits"]:
         pinned = ", pinned" if commit["pinned"] else ""
         print(f"  checkpoint of step {commit['step']}, {commit['bytes'] / 1e6:.1f} MB{pinned}")

@@ -23,6 +23,7 @@ from cluster.processes import die_with_parent
 from launcher.errors import NoProgress
 from launcher.runs import Attempt, Outcome, Run
 from launcher.train.failures import Failure, first_failure
+from launcher.train.watchdog import Watchdog
 
 RESTARTS_WITHOUT_COMMIT = 3
 
@@ -35,7 +36,9 @@ def main(run_folder: str, attempt_number: str) -> int:
     attempt = run.attempt(int(attempt_number))
     record = attempt.record()
     _start_forkserver(record["preload"])
-    outcome = _run_until_it_ends(run, attempt, notice, ranks=record["ranks_per_node"])
+    outcome = _run_until_it_ends(
+        run, attempt, notice, ranks=record["ranks_per_node"], hang_seconds=record["hang_seconds"]
+    )
     if attempt.outcome() is None:
         attempt.write_outcome(outcome)
     return outcome.exit_code
@@ -49,14 +52,17 @@ def _start_forkserver(modules: list[str]) -> None:
     multiprocessing.forkserver.ensure_running()
 
 
-def _run_until_it_ends(run: Run, attempt: Attempt, notice: Notice, *, ranks: int) -> Outcome:
+def _run_until_it_ends(run: Run, attempt: Attempt, notice: Notice, *, ranks: int, hang_seconds: float) -> Outcome:
     events = attempt.open_events()
+    watchdog = Watchdog(attempt, ranks, hang_seconds)
     restart, fruitless = 0, 0
     commits = _commit_count(run)
     while True:
-        result = _run_ranks(run, attempt, restart, ranks)
+        with watchdog.watch(restart, fruitless):
+            result = _run_ranks(run, attempt, restart, ranks, watchdog.pulses)
         if isinstance(result, Outcome):
             return result
+        result = watchdog.failure or result
         if notice.is_given() and result.is_retryable:
             return Outcome(state="PREEMPTED", cause=notice.reason(), exit_code=75)
         before, commits = commits, _commit_count(run)
@@ -81,7 +87,7 @@ def _commit_count(run: Run) -> int:
     return 0 if entry is None else entry.commits
 
 
-def _run_ranks(run: Run, attempt: Attempt, restart: int, ranks: int) -> Outcome | Failure:
+def _run_ranks(run: Run, attempt: Attempt, restart: int, ranks: int, pulses: str) -> Outcome | Failure:
     """Run all ranks of this node once, to their common outcome or to the first failure."""
     # Failures are told by us. Formatting its own report makes torch import its compiler: a second lost per attempt.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -110,7 +116,7 @@ def _run_ranks(run: Run, attempt: Attempt, restart: int, ranks: int) -> Outcome 
         signals_to_handle="SIGQUIT",
         shutdown_timeout=30,
     )
-    arguments = (str(run.folder), attempt.number, restart, os.getpid())
+    arguments = (str(run.folder), attempt.number, restart, os.getpid(), pulses)
     kills_before = out_of_memory_kills()
     try:
         elastic_launch(config, rank_main)(*arguments)

@@ -53,7 +53,7 @@ class Failure:
 
     @property
     def is_retryable(self) -> bool:
-        return self.kind in ("peer", "killed", "worker", "storage")
+        return self.kind in ("peer", "killed", "worker", "storage", "hung")
 
     @property
     def exit_code(self) -> int:
@@ -134,7 +134,7 @@ def first_failure(
     own = sorted((failure for failure in written if failure.kind != "peer"), key=lambda failure: failure.time)
     if own:
         return own[0]
-    log = str(attempt.logs / f"rank-{dead_rank}.log")
+    log = str(attempt.rank_log(dead_rank))
     if exit_code < 0:
         return Failure(
             rank=dead_rank,

@@ -17,6 +17,7 @@ from launcher.train.data import to_device
 from launcher.train.engines import Batch, StepResult
 from launcher.train.evaluation import completion, perplexity
 from launcher.train.optim import learning_rate
+from launcher.train.pulse import Phase
 from launcher.train.session import SAVE_DEADLINE_SECONDS, Session, seed_step
 
 ABORTED_SAVES_IN_A_ROW = 3
@@ -40,7 +41,8 @@ def train(session: Session) -> Outcome:
         if recipe.evaluation.every and progress.step % recipe.evaluation.every == 0 and not _evaluate(session):
             session.save()
             break
-    _report_saves(session, session.saver.wait(SAVE_DEADLINE_SECONDS))
+    with session.pulse.during(Phase.SAVING):
+        _report_saves(session, session.saver.wait(SAVE_DEADLINE_SECONDS))
     if progress.step < recipe.steps:
         return _stopped(session)
     if session.committed_step < progress.step:
@@ -75,6 +77,7 @@ def _train_step(session: Session, batches: Iterator[list[Batch]]) -> bool:
     on_device = [to_device(batch, engine.device) for batch in micro_batches]
     result = engine.train_step(on_device, lr=lr, wants_stop=session.notice.is_given())
     progress.advance(micro_batches, session.plan.batch_size)
+    session.pulse.step_done(step, None if result.own_seconds is None else data_seconds + result.own_seconds)
     if session.metrics is not None:
         session.metrics.add(_record(session, result, lr, data_seconds, watch.lap()))
     return result.should_stop
@@ -123,9 +126,14 @@ def _stopped(session: Session) -> Outcome:
 
 def _evaluate(session: Session) -> bool:
     """Report held-out perplexity and a completion; False when the ranks were asked to stop instead."""
-    held_out = session.held_out
-    if not held_out:
+    if not session.held_out:
         return True
+    with session.pulse.during(Phase.EVALUATING):
+        return _evaluate_held_out(session)
+
+
+def _evaluate_held_out(session: Session) -> bool:
+    held_out = session.held_out
     value = perplexity(session.engine, held_out, micro=session.plan.micro, wants_stop=session.notice.is_given)
     if value is None:
         return False

@@ -17,6 +17,8 @@ from cluster.preemption import Notice, watch_signals
 from cluster.processes import die_with_parent
 from launcher.runs import Attempt, Outcome, Run
 from launcher.train.failures import describe, write_failure
+from launcher.train.pulse import Pulse
+from launcher.train.watchdog import STACKS_SIGNAL
 
 if TYPE_CHECKING:
     from launcher.train.session import Session
@@ -26,7 +28,7 @@ PEER_PATIENCE_SECONDS = 5.0
 FINISHED = 64  # the exit code of a rank whose attempt has an outcome
 
 
-def main(run_folder: str, attempt_number: int, restart: int, agent: int) -> NoReturn:
+def main(run_folder: str, attempt_number: int, restart: int, agent: int, pulses: str) -> NoReturn:
     """Train to the end of this restart; the process ends here, and what it leaves is an outcome or a failure."""
     die_with_parent(signal.SIGKILL)
     notice = Notice.from_environment()
@@ -35,11 +37,12 @@ def main(run_folder: str, attempt_number: int, restart: int, agent: int) -> NoRe
     attempt = run.attempt(attempt_number)
     rank = int(os.environ["RANK"])
     log = _redirect_output(attempt, rank, restart)
+    pulse = Pulse(pulses, int(os.environ["LOCAL_RANK"]), rank)
     try:
         from launcher.train.loop import train
         from launcher.train.session import open_session
 
-        session = open_session(run, attempt, restart, agent, notice)
+        session = open_session(run, attempt, restart, agent, notice, pulse)
         outcome = train(session)
         _finish(session, replace(outcome, log=str(log)))
     except BaseException as error:
@@ -87,7 +90,7 @@ class _PatientLog(io.TextIOWrapper):
 
 def _redirect_output(attempt: Attempt, rank: int, restart: int) -> Path:
     """Everything that this process prints, from C++ too, goes to the rank's log."""
-    path = attempt.logs / f"rank-{rank}.log"
+    path = attempt.rank_log(rank)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -95,5 +98,6 @@ def _redirect_output(attempt: Attempt, rank: int, restart: int) -> Path:
     sys.stdout = _PatientLog(open(1, "wb", closefd=False), line_buffering=True)  # noqa: SIM115  lives as long as we do
     sys.stderr = _PatientLog(open(2, "wb", closefd=False), line_buffering=True)  # noqa: SIM115
     faulthandler.enable()
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)  # in C: it needs no GIL
     print(f"--- restart {restart}, pid {os.getpid()} ---", flush=True)
     return path

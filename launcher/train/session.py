@@ -33,6 +33,7 @@ from launcher.train.digests import sample_digest
 from launcher.train.engines import Batch, Engine, make_engine
 from launcher.train.metrics import Metrics
 from launcher.train.models import LoadedModel, base_digest, load_model
+from launcher.train.pulse import Phase, Pulse
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 SAVE_DEADLINE_SECONDS = 600.0
@@ -61,6 +62,7 @@ class Session:
     recipe: Recipe
     plan: Plan
     notice: Notice
+    pulse: Pulse
     rank: int
     claim: Claim | None  # on rank 0 alone
     engine: Engine
@@ -88,6 +90,10 @@ class Session:
 
     def save(self) -> None:
         """Start a checkpoint of the current step; training is held up for the copy alone."""
+        with self.pulse.during(Phase.SAVING):
+            self._save()
+
+    def _save(self) -> None:
         started = time.perf_counter()
         total = torch.tensor(self.progress.digest, dtype=torch.int64, device=self.engine.device)
         dist.all_reduce(total)
@@ -100,14 +106,15 @@ class Session:
 
     def close(self, *, is_finished: bool) -> None:
         """Wait until everything is on disk. Raises Fenced when the run was taken over meanwhile."""
-        self.saver.close(SAVE_DEADLINE_SECONDS)
-        if self.metrics is not None:
-            self.metrics.flush()
-        if self.claim is not None and is_finished:
-            self.claim.done()
+        with self.pulse.during(Phase.SAVING):
+            self.saver.close(SAVE_DEADLINE_SECONDS)
+            if self.metrics is not None:
+                self.metrics.flush()
+            if self.claim is not None and is_finished:
+                self.claim.done()
 
 
-def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: Notice) -> Session:
+def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: Notice, pulse: Pulse) -> Session:
     """Join the other ranks, claim the run, build the model and bring back the newest intact commit."""
     record = attempt.record()
     recipe = loading.load_frozen(run.config).recipe
@@ -125,8 +132,8 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         keep=recipe.checkpoint.keep, deadline_seconds=SAVE_DEADLINE_SECONDS,
     )  # fmt: skip
     session = Session(
-        attempt=attempt, recipe=recipe, plan=plan, notice=notice, rank=rank, claim=claim, engine=engine, model=model,
-        saver=saver, identity=_identity(recipe, model, attempt) if rank == 0 else {},
+        attempt=attempt, recipe=recipe, plan=plan, notice=notice, pulse=pulse, rank=rank, claim=claim, engine=engine,
+        model=model, saver=saver, identity=_identity(recipe, model, attempt) if rank == 0 else {},
         held_out=load_examples(recipe, "held_out", model.tokenizer)[: recipe.evaluation.samples],
         events=attempt.open_events(),
     )  # fmt: skip

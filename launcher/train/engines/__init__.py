@@ -19,6 +19,7 @@ class StepResult:
     """One optimizer step over all ranks: mean `loss` per target, number of targets, gradient norm before clipping.
 
     should_stop: some rank was asked to stop; the same on every rank.
+    own_seconds: this rank's own work, up to the last sum it waits for others in; None where a strategy cannot tell.
     """
 
     loss: float
@@ -26,6 +27,7 @@ class StepResult:
     tokens: int  # that were read, padding excluded
     grad_norm: float
     should_stop: bool
+    own_seconds: float | None = None
 
 
 class Engine(Protocol):

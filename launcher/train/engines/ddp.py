@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher.recipe import Recipe
 from launcher.train.engines import Batch, StepResult, count_tokens
+from launcher.train.engines.own_time import OwnTime, make_own_time
 from launcher.train.failures import NonFiniteLoss, PeerFailed
 from launcher.train.functions import loss_function
 from launcher.train.models import saved_buffers
@@ -27,10 +28,14 @@ class DataParallelEngine:
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._buffers = {} if recipe.adapter else saved_buffers(model)
         self._optimizer = make_adamw(self._trainable, recipe.optimizer)
-        self._replica = _replicate(model) if dist.get_world_size() > 1 else model
+        self._own_time = make_own_time(device)
+        self._replica = _replicate(model, self._own_time) if dist.get_world_size() > 1 else model
 
     def train_step(self, micro_batches: Sequence[Batch], *, lr: float, wants_stop: bool) -> StepResult:
+        self._own_time.start()
         sums = self._accumulate_gradients(micro_batches)
+        if self._replica is self.model:
+            self._own_time.mark()  # there is nobody to wait for
         is_finite = bool(torch.isfinite(sums[0]))
         # One collective carries the loss, the votes to stop, and the veto of a rank whose loss is not finite.
         votes = torch.cat([sums, sums.new_tensor([count_tokens(micro_batches), wants_stop, not is_finite])])
@@ -49,6 +54,7 @@ class DataParallelEngine:
             tokens=int(tokens),
             grad_norm=grad_norm,
             should_stop=stops > 0,
+            own_seconds=self._own_time.seconds(),
         )
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,7 +115,7 @@ class DataParallelEngine:
         raise NonFiniteLoss(f"the loss is {loss}; samples: {shown}")
 
 
-def _replicate(model: torch.nn.Module) -> DistributedDataParallel:
+def _replicate(model: torch.nn.Module, own_time: OwnTime) -> DistributedDataParallel:
     """Every rank builds the same model from the same seed, so nothing is broadcast.
 
     Two habits of DDP make its first step round differently from later ones, so that a resumed run would drift from an
@@ -117,11 +123,12 @@ def _replicate(model: torch.nn.Module) -> DistributedDataParallel:
     averages by a product first, by a quotient later: the hook sums, and the caller divides once.
     """
     replica = DistributedDataParallel(model, init_sync=False, find_unused_parameters=True, gradient_as_bucket_view=True)
-    replica.register_comm_hook(None, _sum_over_ranks)
+    replica.register_comm_hook(own_time, _sum_over_ranks)
     return replica
 
 
-def _sum_over_ranks(_state: None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _sum_over_ranks(own_time: OwnTime, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    own_time.mark()
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     future: torch.futures.Future[torch.Tensor] = work.get_future().then(lambda done: done.value()[0])
