@@ -21,7 +21,7 @@ from checkpoints.errors import (
     PeerSilent,
     SaveAborted,
     StoreError,
-    StoreFull,
+    StoreUnwritable,
     one_line,
 )
 from checkpoints.layout import file_name
@@ -43,7 +43,7 @@ class Receipt:
     file: File | None = None
     operation: str = ""
     failure: str = ""
-    is_full: bool = False  # it went wrong for lack of space
+    is_unwritable: bool = False  # it went wrong because the storage is full or read-only
     verified: int = 0  # the commit whose file this rank has read back; 0 for none
     damage: str = ""  # what was wrong with it
 
@@ -57,7 +57,7 @@ class Receipt:
             file=None if fields.value("file") is None else File.from_json(fields.inner("file")),
             operation=fields.text("operation"),
             failure=fields.text("failure", most=4096),
-            is_full=fields.boolean("is_full"),
+            is_unwritable=fields.boolean("is_unwritable"),
             verified=fields.integer("verified"),
             damage=fields.text("damage", most=4096),
         )
@@ -158,8 +158,8 @@ class Committer:
             file = self._writer.write(folder, file_name(self._rank), self._size, seconds)
         except StoreError as error:
             reason = one_line(f"{error.key}: {error.reason}")
-            is_full = isinstance(error, StoreFull)
-            return replace(self._read_back, operation=error.operation, failure=reason, is_full=is_full)
+            is_unwritable = isinstance(error, StoreUnwritable)
+            return replace(self._read_back, operation=error.operation, failure=reason, is_unwritable=is_unwritable)
         return replace(self._read_back, file=file)
 
     def _decide(
@@ -184,8 +184,8 @@ class Committer:
             return _aborted("aborted", error)
         except CheckpointError as error:
             kind = "unknown" if isinstance(error, OutcomeUnknown) else "aborted"
-            is_full = isinstance(error, StoreFull)
-            return _aborted(kind, SaveAborted(0, "commit", one_line(str(error)), is_full=is_full))
+            is_unwritable = isinstance(error, StoreUnwritable)
+            return _aborted(kind, SaveAborted(0, "commit", one_line(str(error)), is_unwritable=is_unwritable))
 
     def _receipts(self, number: int, deadline: float) -> list[Receipt]:
         try:
@@ -195,7 +195,7 @@ class Committer:
         receipts = [Receipt.from_bytes(data) for data in said]
         for rank, receipt in enumerate(receipts):
             if receipt.failure:
-                raise SaveAborted(rank, receipt.operation, receipt.failure, is_full=receipt.is_full)
+                raise SaveAborted(rank, receipt.operation, receipt.failure, is_unwritable=receipt.is_unwritable)
         return receipts
 
     def _commit(self, claim: Claim, manifest: Manifest, folder: str, verified: set[int]) -> Commit:
@@ -225,7 +225,7 @@ class Committer:
             fields.integer("rank"),
             fields.text("operation"),
             fields.text("reason", most=4096),
-            is_full=fields.boolean("is_full"),
+            is_unwritable=fields.boolean("is_unwritable"),
         )
 
     def _delete(self, keys: Iterable[str]) -> None:
@@ -247,5 +247,10 @@ def _verified(receipts: list[Receipt]) -> set[int]:
 
 
 def _aborted(kind: str, error: SaveAborted) -> bytes:
-    what = {"rank": error.rank, "operation": error.operation, "reason": error.reason, "is_full": error.is_full}
+    what = {
+        "rank": error.rank,
+        "operation": error.operation,
+        "reason": error.reason,
+        "is_unwritable": error.is_unwritable,
+    }
     return encode({"kind": kind, **what})

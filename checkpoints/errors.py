@@ -1,7 +1,7 @@
 """What this package raises. Each message says what failed, with which value, and what to do.
 
 CheckpointError           exit code
-├── StoreError            1   the storage failed; StoreFull, KeyMissing and OutcomeUnknown say how
+├── StoreError            1   the storage failed; StoreUnwritable, KeyMissing and OutcomeUnknown say how
 ├── NotExclusive          2   the storage cannot create a key exclusively: two launchers could destroy each other's work
 ├── OwnerAlive            2   somebody else is training this run
 ├── StateMismatch         2   the commit is intact but belongs to another model or optimizer
@@ -38,7 +38,11 @@ class StoreError(CheckpointError):
         self.reason = reason
 
 
-class StoreFull(StoreError):
+class StoreUnwritable(StoreError):
+    """The storage takes nothing for now, which somebody may mend while training goes on."""
+
+
+class StoreFull(StoreUnwritable):
     """The storage, or this user's share of it, has no space left."""
 
 
@@ -121,15 +125,15 @@ class NoIntactCheckpoint(CheckpointError):
 class SaveAborted(CheckpointError):
     """One save did not become a commit. Training can go on: the commits before it are untouched.
 
-    is_full: for lack of space, which somebody may mend while training goes on.
+    is_unwritable: the storage is full or read-only, which somebody may mend while training goes on.
     """
 
-    def __init__(self, rank: int, operation: str, reason: str, *, is_full: bool = False) -> None:
+    def __init__(self, rank: int, operation: str, reason: str, *, is_unwritable: bool = False) -> None:
         super().__init__(f"rank {rank} could not save ({operation}): {reason}; the last commit stands")
         self.rank = rank
         self.operation = operation
         self.reason = reason
-        self.is_full = is_full
+        self.is_unwritable = is_unwritable
 
 
 class PeerSilent(CheckpointError):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from checkpoints.errors import KeyMissing, StoreError, StoreFull
+from checkpoints.errors import KeyMissing, StoreError, StoreFull, StoreUnwritable
 from checkpoints.store import Created, check_key
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -114,6 +114,8 @@ def _translated(operation: str, key: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise StoreFull(operation, key, "the disk or the quota is full; free some space") from error
+        if error.errno == errno.EROFS:
+            raise StoreUnwritable(operation, key, "the file system is read-only; make it writable again") from error
         raise StoreError(operation, key, error.strerror or str(error)) from error
 
 

@@ -44,6 +44,14 @@ class SaveResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A save under way, and for how long."""
+
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     number: int
     step: int
@@ -79,6 +87,7 @@ class Saver:
         self._keep = keep
         self._deadline_seconds = deadline_seconds
         self._number = 0
+        self._job: _Job | None = None  # the newest
         self._results: deque[SaveResult] = deque()
         self._failure: BaseException | None = None
         self._is_failure_told = False
@@ -132,9 +141,21 @@ class Saver:
             self._add_abort(step, SaveAborted(self._rank, "wait", "the save before it still runs"), started, 0.0)
             return
         self._stage(state)
-        self._is_idle.clear()
         blocked = time.perf_counter() - started
-        self._jobs.put(_Job(number=self._number, step=step, metadata=copied, started=started, blocked_seconds=blocked))
+        self._job = _Job(number=self._number, step=step, metadata=copied, started=started, blocked_seconds=blocked)
+        self._is_idle.clear()
+        self._jobs.put(self._job)
+
+    def running(self) -> Running | None:
+        """The save that has not ended yet."""
+        job = self._job
+        if job is None or self._is_idle.is_set():
+            return None
+        return Running(step=job.step, seconds=time.perf_counter() - job.started)
+
+    def is_free(self, seconds: float) -> bool:
+        """Whether `save` would start at once, now or within that many seconds."""
+        return self._is_idle.wait(seconds)
 
     def poll(self) -> list[SaveResult]:
         """The saves that have ended since the last call. Raises Fenced when a successor has claimed the run."""
@@ -163,14 +184,15 @@ class Saver:
         """The pieces that this rank saves, of those that it holds; and, on rank 0, where all tensors will lie."""
         self._channel.post(f"plan/{self._rank}", encode({"pieces": [asdict(piece) for piece in held]}))
         if self._claim is None:
-            layout = self._channel.wait("layout", 0, self._deadline_seconds)
-            positions = Fields.parse("the layout", layout, _MOST_PLAN_BYTES).integers(str(self._rank), len(held))
+            layout = self._channel.wait(f"layout/{self._rank}", 0, self._deadline_seconds)
+            positions = Fields.parse("the layout", layout, _MOST_PLAN_BYTES).integers("saved", len(held))
             return [held[i] for i in positions], ()
         said = self._channel.collect("plan", range(self._world_size), self._deadline_seconds)
         plans = [Fields.parse("a plan", data, _MOST_PLAN_BYTES).objects("pieces") for data in said]
         ranks = [[Piece.from_json(fields) for fields in plan] for plan in plans]
         chosen = _choose(ranks)
-        self._channel.post("layout", encode({str(rank): positions for rank, positions in enumerate(chosen)}))
+        for rank, kept in enumerate(chosen):
+            self._channel.post(f"layout/{rank}", encode({"saved": kept}))
         saved = [[pieces[i] for i in positions] for pieces, positions in zip(ranks, chosen, strict=True)]
         return saved[0], tensors(saved)
 

@@ -35,7 +35,8 @@ class Store(Protocol):
     def put(self, key: str, blocks: Iterable[memoryview]) -> None:
         """Store the blocks, one after the other, under a fresh key; they are durable when this returns.
 
-        Raises StoreFull when there is no space. A failed put leaves nothing, or a file that no manifest names.
+        Raises StoreUnwritable when there is no space, or nothing may be written. A failed put leaves nothing, or a
+        file that no manifest names.
         """
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:

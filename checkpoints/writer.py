@@ -21,13 +21,14 @@ from types import FrameType
 from typing import Protocol
 
 from checkpoints.arena import Arena
-from checkpoints.errors import CorruptCheckpoint, StoreError, StoreFull, one_line
+from checkpoints.errors import CorruptCheckpoint, StoreError, StoreUnwritable, one_line
 from checkpoints.manifest import BLOCK_BYTES, File, block_digest
 from checkpoints.reader import verify_file
 from checkpoints.store import Store, open_store
 from checkpoints.strict_json import Fields, encode
 
 _MOST_ANSWER_BYTES = 2**30
+_KILLED_SECONDS = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -87,7 +88,9 @@ class WriterProcess:
             self._process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            # A process that the storage holds in a system call ends when that returns: for a disk that is gone, never.
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_KILLED_SECONDS)
         self._socket.close()
 
     def _start(self) -> None:
@@ -105,7 +108,7 @@ class WriterProcess:
             )
 
     def _ask(self, seconds: float, command: dict[str, object]) -> Fields:
-        if self._process.poll() is not None:
+        if self._process.poll() is not None or self._socket.fileno() == -1:
             self.close()
             self._start()
         try:
@@ -144,7 +147,7 @@ def _unwrap(answer: Fields) -> Fields:
         case "corrupt":
             raise CorruptCheckpoint(answer.text("where"), answer.text("what"))
         case kind:
-            error = StoreFull if kind == "full" else StoreError
+            error = StoreUnwritable if kind == "unwritable" else StoreError
             raise error(answer.text("operation"), answer.text("key"), answer.text("reason"))
 
 
@@ -159,7 +162,7 @@ def _answer(store: Store, arena: memoryview, command: Fields, before_block: Call
         verify_file(store, f"{folder}/{file.path}", file)
         return {"kind": "done"}
     except StoreError as error:
-        kind = "full" if isinstance(error, StoreFull) else "store"
+        kind = "unwritable" if isinstance(error, StoreUnwritable) else "store"
         return {"kind": kind, "operation": error.operation, "key": error.key, "reason": one_line(error.reason)}
     except CorruptCheckpoint as error:
         return {"kind": "corrupt", "where": error.where, "what": error.what}

@@ -17,6 +17,7 @@ from cluster.backend import Backend
 from cluster.job import Job, JobState
 from cluster.preemption import STOP_SIGNALS
 from cluster.topology import Topology
+from launcher.disk import disk_trouble
 from launcher.environment import environment
 from launcher.errors import NoProgress
 from launcher.plan import Plan
@@ -49,8 +50,9 @@ def supervise(
             outcome = attempt.outcome()
             if outcome is not None:
                 return outcome
-            if requests:
-                return Outcome(state="PREEMPTED", cause=f"{requests[0].name}, stopped at once", exit_code=75)
+            outcome = _outcome_not_written(run, attempt, requests)
+            if outcome is not None:
+                return outcome
             before, commits = commits, count_commits(run)
             lost = lost + 1 if commits == before else 0
             if lost > LOST_ATTEMPTS_WITHOUT_COMMIT:
@@ -59,6 +61,19 @@ def supervise(
                     state="FAILED", cause=cause, exit_code=NoProgress.exit_code, log=str(attempt.logs / "node-0.log")
                 )
             display.say(f"the node process of attempt {attempt.number} is gone; starting attempt {attempt.number + 1}")
+
+
+def _outcome_not_written(run: Run, attempt: Attempt, requests: list[signal.Signals]) -> Outcome | None:
+    """How an attempt ended that left no outcome; None when it was lost and another one can go on."""
+    wrong = disk_trouble(run.folder)
+    disk = f"the disk of {run.folder} {wrong}, so work since the newest commit will be done again"
+    if requests:
+        cause = f"{requests[0].name}, {disk if wrong else 'stopped at once'}"
+        return Outcome(state="PREEMPTED", cause=cause, exit_code=75)
+    if wrong:
+        cause = f"attempt {attempt.number} has ended, and {disk}; mend that and resume"
+        return Outcome(state="FAILED", cause=cause, exit_code=1)
+    return None
 
 
 def count_commits(run: Run) -> int:

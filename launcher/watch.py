@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from launcher.disk import disk_trouble
 from launcher.runs import Attempt, Run, json_lines
 
 PLAIN_LINE_SECONDS = 2.0
 DISK_SECONDS = 1.0
-FULL_BYTES = 2**20
 
 
 class Display(Protocol):
@@ -101,6 +101,10 @@ class _Clock:
         return (self._steps - step) * seconds / done if done else None
 
 
+def _clock_time(seconds: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
+
+
 def _minutes(seconds: float | None) -> str:
     return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
@@ -119,6 +123,7 @@ class Follower:
         self._number = attempt.number
         self._perplexity: float | None = None
         self._disk = _DiskWatch(run.folder)
+        self._saves = _SaveWatch()
 
     def update(self) -> None:
         for line in self._disk.news():
@@ -151,34 +156,67 @@ class Follower:
                 yield f"commit {event['commit']} was skipped: {event['reason']}"
             case "changed" | "damaged":
                 yield event["text"]
-            case "committed":
-                size = f"{event['bytes'] / 1e6:.1f} MB in {event['seconds']:.1f} s"
-                yield f"checkpoint of step {event['step']} committed ({size})"
-            case "save_failed":
-                yield f"checkpoint of step {event['step']} failed: {event['cause']}; training goes on"
+            case "committed" | "save_failed" | "save_slow" | "save_skipped":
+                yield from self._saves.lines(event)
             case "restarted":
                 yield f"{event['cause']}; its ranks start again from the newest commit"
 
 
+class _SaveWatch:
+    """Says how each save ended; of saves that fail or are skipped one after the other the first, and when it is over.
+
+    All of them are among the events.
+    """
+
+    def __init__(self) -> None:
+        self._is_failing = False
+        self._missing = 0
+        self._since = 0.0
+
+    def lines(self, event: dict[str, Any]) -> Iterator[str]:
+        match event["event"]:
+            case "save_slow":
+                since = _clock_time(event["started"])
+                yield f"checkpoint of step {event['step']} is being written since {since}; training goes on"
+            case "save_skipped":
+                self._miss(event)
+            case "save_failed":
+                self._miss(event)
+                if not self._is_failing:
+                    yield f"checkpoint of step {event['step']} failed: {event['cause']}; training goes on"
+                self._is_failing = True
+            case "committed":
+                size = f"{event['bytes'] / 1e6:.1f} MB in {event['seconds']:.1f} s"
+                again = f"; {self._missing} since {_clock_time(self._since)} were not" if self._missing else ""
+                yield f"checkpoint of step {event['step']} committed ({size}){again}"
+                self._is_failing, self._missing = False, 0
+
+    def _miss(self, event: dict[str, Any]) -> None:
+        if not self._missing:
+            self._since = event["time"]
+        self._missing += 1
+
+
 class _DiskWatch:
-    """Says when the disk of a run is full, which the run may have no room to say, and when it has space again."""
+    """Says when the disk of a run cannot be written, which the run cannot say itself, and when it can be again."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._next = 0.0
-        self._is_full = False
+        self._trouble: str | None = None
 
     def news(self) -> Iterator[str]:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + DISK_SECONDS
-        status = os.statvfs(self._folder)
-        was_full, self._is_full = self._is_full, status.f_bavail * status.f_frsize < FULL_BYTES
-        if self._is_full and not was_full:
-            now = time.strftime("%H:%M:%S")
-            yield f"the disk of {self._folder} is full since {now}; training goes on, checkpoints wait for space"
-        elif was_full and not self._is_full:
-            yield "the disk has space again"
+        before, self._trouble = self._trouble, disk_trouble(self._folder)
+        if self._trouble == before:
+            return
+        if self._trouble is None:
+            yield "the disk has space again" if before == "is full" else "the disk can be written again"
+        else:
+            since = f"{self._trouble} since {_clock_time(time.time())}"
+            yield f"the disk of {self._folder} {since}; training goes on, checkpoints wait for it"
 
 
 class _Tail:

@@ -23,7 +23,7 @@ def show(arguments: argparse.Namespace) -> int:
 def ls(arguments: argparse.Namespace) -> int:
     from launcher.places import runs_dir
     from launcher.runs import all_runs
-    from launcher.status import run_state
+    from launcher.status import run_state, run_summary
 
     folder = runs_dir(arguments.runs_dir)
     runs = all_runs(folder)
@@ -36,6 +36,6 @@ def ls(arguments: argparse.Namespace) -> int:
     for name, description, _ in recipes:
         print(f"{name:14} {description}")
     for run in runs:
-        state = run_state(run)
+        state = run_summary(run)
         print(f"{run.name:24} {state['state']:10} step {state['step']}/{state['steps']}")
     return 0

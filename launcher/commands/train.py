@@ -18,6 +18,7 @@ from checkpoints.store import open_store
 from cluster.backend import backend_named
 from launcher import loading
 from launcher.code_snapshot import code_of, copy, digests_of_copy
+from launcher.disk import synchronize
 from launcher.drift import (
     Change,
     check,
@@ -64,7 +65,9 @@ def _create_run(run: Run, resolved: loading.Resolved) -> None:
         _say(f"left out of the code snapshot: {', '.join(tree.left_out)}")
     loading.freeze(resolved, tree.root, staging.config)
     _write_record(staging, resolved, run.name)
+    synchronize(staging.folder)  # checkpoints outlive a crash of the machine, so the code that can go on with them must
     os.rename(staging.folder, run.folder)
+    synchronize(run.folder.parent)
 
 
 def _write_record(run: Run, resolved: loading.Resolved, name: str) -> None:

@@ -8,11 +8,13 @@ ranks, which then wait for peers that are gone. Ranks are forked from a forkserv
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing.forkserver
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from checkpoints.log import CommitLog
@@ -20,12 +22,14 @@ from checkpoints.store import open_store
 from cluster.memory import out_of_memory_kills
 from cluster.preemption import Notice, handle_signals
 from cluster.processes import die_with_parent
+from launcher.disk import disk_trouble
 from launcher.errors import NoProgress
 from launcher.runs import Attempt, Outcome, Run
 from launcher.train.failures import Failure, first_failure
 from launcher.train.watchdog import Watchdog
 
 RESTARTS_WITHOUT_COMMIT = 3
+DISK_SECONDS = 0.5
 
 
 def main(run_folder: str, attempt_number: str) -> int:
@@ -40,7 +44,8 @@ def main(run_folder: str, attempt_number: str) -> int:
         run, attempt, notice, ranks=record["ranks_per_node"], hang_seconds=record["hang_seconds"]
     )
     if attempt.outcome() is None:
-        attempt.write_outcome(outcome)
+        with contextlib.suppress(OSError):  # the launcher sees what is wrong with the disk, and says it
+            attempt.write_outcome(outcome)
     return outcome.exit_code
 
 
@@ -63,6 +68,8 @@ def _run_until_it_ends(run: Run, attempt: Attempt, notice: Notice, *, ranks: int
         if isinstance(result, Outcome):
             return result
         result = watchdog.failure or result
+        if result.is_retryable:
+            _wait_for_disk(run, notice)
         if notice.is_given() and result.is_retryable:
             return Outcome(state="PREEMPTED", cause=notice.reason(), exit_code=75)
         before, commits = commits, _commit_count(run)
@@ -71,6 +78,12 @@ def _run_until_it_ends(run: Run, attempt: Attempt, notice: Notice, *, ranks: int
             return _failed(result, fruitless)
         restart += 1
         events.tell("restarted", restart=restart, cause=str(result))
+
+
+def _wait_for_disk(run: Run, notice: Notice) -> None:
+    """Return when ranks could claim the run again, or were asked to stop. The launcher says meanwhile what is wrong."""
+    while disk_trouble(run.folder) is not None and not notice.is_given():
+        time.sleep(DISK_SECONDS)
 
 
 def _failed(failure: Failure, fruitless: int) -> Outcome:

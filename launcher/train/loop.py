@@ -34,12 +34,13 @@ def train(session: Session) -> Outcome:
         should_stop = _train_step(session, batches)
         at_end = should_stop or progress.step == last
         if at_end or progress.step % recipe.checkpoint.every == 0:
-            session.save()
+            session.save(is_last=at_end)
+        session.report_slow_save()
         _report_saves(session, session.saver.poll())
         if at_end:
             break
         if recipe.evaluation.every and progress.step % recipe.evaluation.every == 0 and not _evaluate(session):
-            session.save()
+            session.save(is_last=True)
             break
     with session.pulse.during(Phase.SAVING):
         _report_saves(session, session.saver.wait(SAVE_DEADLINE_SECONDS))
@@ -148,16 +149,20 @@ def _evaluate_held_out(session: Session) -> bool:
 
 
 def _report_saves(session: Session, results: list[SaveResult]) -> None:
-    """Raises RunFailed when checkpoints keep failing; a full disk is waited for, because it can be mended meanwhile."""
+    """Raises RunFailed when checkpoints keep failing.
+
+    A disk that is full or read-only is waited for, because it can be mended meanwhile; one that loses data is not.
+    """
     for result in results:
         for damage in result.damage:
             session.report("damaged", text=damage)
         if result.commit is not None:
             session.committed_step = result.step
+            session.longest_save_seconds = max(session.longest_save_seconds, result.seconds)
             size, seconds = result.commit.bytes, round(result.seconds, 3)
             session.report("committed", step=result.step, commit=result.commit.n, bytes=size, seconds=seconds)
             continue
         session.report("save_failed", step=result.step, cause=str(result.abort))
-        is_full = result.abort is not None and result.abort.is_full
-        if session.saver.aborts_in_a_row >= ABORTED_SAVES_IN_A_ROW and not is_full:
+        can_wait = result.abort is not None and result.abort.is_unwritable
+        if session.saver.aborts_in_a_row >= ABORTED_SAVES_IN_A_ROW and not can_wait:
             raise RunFailed(f"{ABORTED_SAVES_IN_A_ROW} checkpoints in a row failed: {result.abort}")

@@ -37,6 +37,8 @@ from launcher.train.pulse import Phase, Pulse
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 SAVE_DEADLINE_SECONDS = 600.0
+SLOW_SAVE_SECONDS = 10.0
+SLOW_SAVE_FACTOR = 3
 
 
 @dataclass(slots=True)
@@ -73,6 +75,8 @@ class Session:
     events: Events
     progress: Progress = field(default_factory=Progress)
     committed_step: int = 0
+    longest_save_seconds: float = 0.0
+    slow_step: int = 0  # the last save that was reported for taking long
     blocked_seconds: float = 0.0  # training was held up by checkpoints since the last recorded step
     metrics: Metrics | None = None  # on rank 0 alone
 
@@ -88,21 +92,42 @@ class Session:
             examples, self.plan, self.recipe.seed, self.progress.samples, self.rank, self.recipe.data.workers
         )
 
-    def save(self) -> None:
-        """Start a checkpoint of the current step; training is held up for the copy alone."""
-        with self.pulse.during(Phase.SAVING):
-            self._save()
+    def save(self, *, is_last: bool) -> None:
+        """Start a checkpoint of the current step; training is held up for the copy alone.
 
-    def _save(self) -> None:
+        A save before it that is slow on any rank is not waited for: this one is skipped, unless it is the last.
+        """
+        with self.pulse.during(Phase.SAVING):
+            self._save(is_last=is_last)
+
+    def _save(self, *, is_last: bool) -> None:
         started = time.perf_counter()
-        total = torch.tensor(self.progress.digest, dtype=torch.int64, device=self.engine.device)
-        dist.all_reduce(total)
+        is_free = self.saver.is_free(3 * SAVE_DEADLINE_SECONDS if is_last else self._patience_seconds())
+        votes = torch.tensor([self.progress.digest, not is_free], dtype=torch.int64, device=self.engine.device)
+        dist.all_reduce(votes)
+        total, busy_ranks = votes.tolist()
         if self.metrics is not None:
             self.metrics.flush()
-        samples = {"count": self.progress.samples, "digest": f"{int(total) % 2**63:016x}"}
-        metadata = {"step": self.progress.step, "samples": samples, "identity": self.identity}
-        self.saver.save(self.progress.step, self.engine.state(), metadata)
+        if busy_ranks:
+            self.report("save_skipped", step=self.progress.step)
+        else:
+            samples = {"count": self.progress.samples, "digest": f"{total % 2**63:016x}"}
+            metadata = {"step": self.progress.step, "samples": samples, "identity": self.identity}
+            self.saver.save(self.progress.step, self.engine.state(), metadata)
         self.blocked_seconds += time.perf_counter() - started
+
+    def report_slow_save(self) -> None:
+        """Say once of each save that it is slow, and since when it runs."""
+        running = self.saver.running()
+        if running is not None and running.step != self.slow_step and self._patience_seconds() == 0:
+            self.slow_step = running.step
+            self.report("save_slow", step=running.step, started=round(time.time() - running.seconds, 3))
+
+    def _patience_seconds(self) -> float:
+        """Until the running save is slow: it then takes several times as long as any before it."""
+        running = self.saver.running()
+        usual = max(SLOW_SAVE_SECONDS, SLOW_SAVE_FACTOR * self.longest_save_seconds)
+        return 0.0 if running is None else max(0.0, usual - running.seconds)
 
     def close(self, *, is_finished: bool) -> None:
         """Wait until everything is on disk. Raises Fenced when the run was taken over meanwhile."""

@@ -42,6 +42,24 @@ def test_the_newest_entry_alone_is_the_state() -> None:
     assert state.live == (first, second)
 
 
+@pytest.mark.parametrize("commits", [2, 200])
+def test_the_state_is_found_with_one_read_however_long_the_log_is(commits: int) -> None:
+    class Counting(MemoryStore):
+        reads = 0
+
+        def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+            self.reads += 1
+            return super().get(key, start, length)
+
+    store = Counting()
+    held = claim(store)
+    for step in range(commits):
+        commit(held, step)
+    store.reads = 0
+    CommitLog(store).read()
+    assert store.reads == 1
+
+
 def test_entries_follow_each_other_and_come_back_as_they_were_written() -> None:
     store = MemoryStore()
     held = claim(store)

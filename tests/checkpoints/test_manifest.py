@@ -172,3 +172,18 @@ def test_a_grid_of_chunks_tiles_a_tensor_until_one_is_moved_or_lost(shape: list[
     assert not replace(whole, chunks=chunks[1:]).is_tiled()
     if len(chunks) > 1 and math.prod(chunks[0].lengths) == math.prod(chunks[1].lengths):
         assert not replace(whole, chunks=(chunks[0], *chunks[:1], *chunks[2:])).is_tiled()
+
+
+class Uncompared(Chunk):
+    """Comparing chunks with each other is what takes long when there are many."""
+
+    def overlaps(self, other: Chunk) -> bool:
+        raise AssertionError("compared")
+
+
+def test_a_grid_is_checked_without_comparing_its_chunks() -> None:
+    chunks = [
+        Uncompared(offsets=(row, column), lengths=(2, 3), file="rank-00000.bin", start=0)
+        for row, column in product(range(0, 8, 2), range(0, 9, 3))
+    ]
+    assert Tensor(name="grid", dtype="bool", shape=(8, 9), chunks=tuple(chunks)).is_tiled()

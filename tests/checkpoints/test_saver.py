@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator
@@ -80,6 +81,25 @@ def test_saves_queue_behind_each_other_and_each_is_reported_once(alone: Alone) -
     results = alone.saver.wait(SECONDS)
     assert [result.step for result in results] == [1, 2, 3]
     assert alone.saver.poll() == []
+
+
+def test_a_save_whose_writer_hangs_is_known_by_its_step_until_it_ends(tmp_path: Path) -> None:
+    alone = start(PosixStore(tmp_path))
+    assert alone.saver.running() is None
+    alone.save(1)
+    pid = writer_of(alone)._process.pid
+    os.kill(pid, signal.SIGSTOP)
+    alone.saver.save(2, state_of(2), {})
+    running = alone.saver.running()
+    assert running is not None
+    assert running.step == 2
+    assert not alone.saver.is_free(0.05)
+    os.kill(pid, signal.SIGCONT)
+    (result,) = alone.saver.wait(SECONDS)
+    assert result.commit is not None
+    assert alone.saver.is_free(0)
+    assert alone.saver.running() is None
+    alone.close()
 
 
 def test_a_commit_is_verified_by_reading_it_back_and_the_next_entry_says_so(alone: Alone) -> None:

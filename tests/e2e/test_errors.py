@@ -15,7 +15,9 @@ from support.runs_for_tests import (
     SMALL,
     TINY,
     environment,
+    fill,
     launch,
+    read_until,
     small_words,
     start,
     status,
@@ -183,17 +185,3 @@ def test_a_full_disk_loses_neither_the_last_commit_nor_the_run(small_disk):
     assert "failed: rank 0 could not save" in errors
     assert "the disk has space again" in errors
     assert steps_of(run) == list(range(1, 401))
-
-
-def read_until(launcher: subprocess.Popen[str], text: str) -> str:
-    """The line that holds the text."""
-    return next(line for line in launcher.stderr if text in line)
-
-
-def fill(path: Path) -> None:
-    with open(path, "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"0" * 65536)
-        except OSError:
-            pass

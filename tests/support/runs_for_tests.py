@@ -53,6 +53,26 @@ def start(*words: str, runs_dir: Path) -> subprocess.Popen[str]:
     )
 
 
+def read_until(launcher: subprocess.Popen[str], text: str) -> str:
+    """The next line of stderr that holds the text."""
+    assert launcher.stderr is not None
+    said = []
+    for line in launcher.stderr:
+        said.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"the launcher ended and never said {text!r}, but:\n{''.join(said)}")
+
+
+def fill(path: Path) -> None:
+    with open(path, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"0" * 65536)
+        except OSError:
+            pass
+
+
 def environment(runs_dir: Path) -> dict[str, str]:
     return {**os.environ, "LAUNCH_RUNS_DIR": str(runs_dir), "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
 
