@@ -55,6 +55,12 @@ def _summary(run: Run, records: Records, latest: dict[str, Any] | None) -> dict[
     }
 
 
+def commit_count(run: Run) -> int:
+    """Commits of this run so far, retired ones included; the log is short to read: its newest entry says it."""
+    entry = CommitLog(open_store(run.checkpoints)).read()
+    return 0 if entry is None else entry.commits
+
+
 def commits_as_json(commits: Iterable[Commit]) -> list[dict[str, object]]:
     return [
         {"commit": c.n, "step": c.step, "bytes": c.bytes, "pinned": c.is_pinned, "folder": c.folder} for c in commits

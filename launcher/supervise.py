@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from checkpoints.log import CommitLog
-from checkpoints.store import open_store
 from cluster.backend import Backend
 from cluster.job import Job, JobState
 from cluster.preemption import STOP_SIGNALS
@@ -23,6 +21,7 @@ from launcher.errors import NoProgress
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.runs import Attempt, Outcome, Run, write_json
+from launcher.status import commit_count
 from launcher.watch import Display, Follower
 
 POLL_SECONDS = 0.05
@@ -42,7 +41,7 @@ def supervise(
     run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object], display: Display
 ) -> Outcome:
     """Run attempts until one ends by itself. A lost one (its node died) is followed by another, after progress."""
-    lost, commits = 0, count_commits(run)
+    lost, commits = 0, commit_count(run)
     with _stop_requests() as requests:
         while True:
             attempt = _start_attempt(run, recipe, plan, backend, settings)
@@ -53,7 +52,7 @@ def supervise(
             outcome = _outcome_not_written(run, attempt, requests)
             if outcome is not None:
                 return outcome
-            before, commits = commits, count_commits(run)
+            before, commits = commits, commit_count(run)
             lost = lost + 1 if commits == before else 0
             if lost > LOST_ATTEMPTS_WITHOUT_COMMIT:
                 cause = f"the node process was lost {lost} times in a row without a new commit"
@@ -74,11 +73,6 @@ def _outcome_not_written(run: Run, attempt: Attempt, requests: list[signal.Signa
         cause = f"attempt {attempt.number} has ended, and {disk}; mend that and resume"
         return Outcome(state="FAILED", cause=cause, exit_code=1)
     return None
-
-
-def count_commits(run: Run) -> int:
-    entry = CommitLog(open_store(run.checkpoints)).read()
-    return 0 if entry is None else entry.commits
 
 
 def _start_attempt(run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object]) -> Attempt:

@@ -17,14 +17,13 @@ import sys
 import time
 from pathlib import Path
 
-from checkpoints.log import CommitLog
-from checkpoints.store import open_store
 from cluster.memory import out_of_memory_kills
 from cluster.preemption import Notice, handle_signals
 from cluster.processes import die_with_parent
 from launcher.disk import disk_trouble
 from launcher.errors import NoProgress
 from launcher.runs import Attempt, Outcome, Run
+from launcher.status import commit_count
 from launcher.train.failures import Failure, first_failure
 from launcher.train.watchdog import Watchdog
 
@@ -61,7 +60,7 @@ def _run_until_it_ends(run: Run, attempt: Attempt, notice: Notice, *, ranks: int
     events = attempt.open_events()
     watchdog = Watchdog(attempt, ranks, hang_seconds)
     restart, fruitless = 0, 0
-    commits = _commit_count(run)
+    commits = commit_count(run)
     while True:
         with watchdog.watch(restart, fruitless):
             result = _run_ranks(run, attempt, restart, ranks, watchdog.pulses)
@@ -72,7 +71,7 @@ def _run_until_it_ends(run: Run, attempt: Attempt, notice: Notice, *, ranks: int
             _wait_for_disk(run, notice)
         if notice.is_given() and result.is_retryable:
             return Outcome(state="PREEMPTED", cause=notice.reason(), exit_code=75)
-        before, commits = commits, _commit_count(run)
+        before, commits = commits, commit_count(run)
         fruitless = fruitless + 1 if commits == before else 0
         if not result.is_retryable or fruitless > RESTARTS_WITHOUT_COMMIT:
             return _failed(result, fruitless)
@@ -92,12 +91,6 @@ def _failed(failure: Failure, fruitless: int) -> Outcome:
         cause = f"{fruitless} times in a row without a new commit: {failure}"
         exit_code = NoProgress.exit_code
     return Outcome(state="FAILED", cause=cause, exit_code=exit_code, details=failure.details, log=failure.log)
-
-
-def _commit_count(run: Run) -> int:
-    """Commits of this run so far, retired ones included; the log is short to read: its newest entry says it."""
-    entry = CommitLog(open_store(run.checkpoints)).read()
-    return 0 if entry is None else entry.commits
 
 
 def _run_ranks(run: Run, attempt: Attempt, restart: int, ranks: int, pulses: str) -> Outcome | Failure:
