@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -126,17 +127,20 @@ class WriterProcess:
 
 
 def _write(store: Store, data: memoryview, folder: str, path: str, before_block: Callable[[], None]) -> File:
-    digests: list[str] = []
+    # Digests are computed beside the writes: both leave the interpreter's lock, and the medium is what takes long.
+    with ThreadPoolExecutor(1, "digests") as pool:
+        digests: list[Future[str]] = []
 
-    def blocks() -> Iterator[memoryview]:
-        for start in range(0, len(data), BLOCK_BYTES):
-            before_block()
-            block = data[start : start + BLOCK_BYTES]
-            digests.append(block_digest(block))  # while the block is on its way anyway: it stays in the CPU's cache
-            yield block
+        def blocks() -> Iterator[memoryview]:
+            for start in range(0, len(data), BLOCK_BYTES):
+                before_block()
+                block = data[start : start + BLOCK_BYTES]
+                digests.append(pool.submit(block_digest, block))
+                yield block
 
-    store.put(f"{folder}/{path}", blocks())
-    return File(path=path, size=len(data), block_bytes=BLOCK_BYTES, blocks=tuple(digests))
+        store.put(f"{folder}/{path}", blocks())
+        found = tuple(digest.result() for digest in digests)
+    return File(path=path, size=len(data), block_bytes=BLOCK_BYTES, blocks=found)
 
 
 def _unwrap(answer: Fields) -> Fields:

@@ -30,7 +30,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = os.environ["BENCH_FOLDER"]
     arguments = TrainingArguments(
-        output_dir=folder, use_cpu=True, ddp_backend="gloo", max_steps=toy.MANY_STEPS, save_steps=toy.SAVE_EVERY,
+        output_dir=folder, use_cpu=True, ddp_backend="gloo", max_steps=toy.STEPS, save_steps=toy.SAVE_EVERY,
         save_total_limit=2, per_device_train_batch_size=toy.SAMPLES_PER_RANK, report_to=[], logging_strategy="no",
         disable_tqdm=True, ignore_data_skip=True, remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip

@@ -37,7 +37,7 @@ def main() -> None:
     folder = os.environ["BENCH_FOLDER"]
     saver = Saver(dirpath=folder, save_last=True, every_n_train_steps=toy.SAVE_EVERY, save_top_k=1, monitor=None)
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_steps=toy.MANY_STEPS, logger=False,
+        accelerator="cpu", devices=2, strategy="ddp", max_steps=toy.STEPS, logger=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[Teller(), saver],
     )  # fmt: skip
     last = os.path.join(folder, "last.ckpt")

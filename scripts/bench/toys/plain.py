@@ -20,7 +20,7 @@ def main() -> None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
-    while step < toy.MANY_STEPS:
+    while step < toy.STEPS:
         optimizer.zero_grad()
         toy.loss(model, torch.randn(toy.SAMPLES_PER_RANK, toy.WIDTH)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

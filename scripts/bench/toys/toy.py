@@ -1,6 +1,7 @@
-"""The toy that every stack of scripts/bench/restart trains: a small MLP, and 50 ms of sleep per step for a GPU's work.
+"""The toy that the stacks of scripts/bench train: a small MLP, and 50 ms of sleep per step for a GPU's work.
 
-A worker tells the moments of its life to the file BENCH_EVENTS, each as one line of JSON.
+A worker tells the moments of its life to the file BENCH_EVENTS, each as one line of JSON. BENCH_STEPS and
+BENCH_SAVE_EVERY say how long it trains, and after how many steps it saves.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 
 WIDTH = 512
 SAMPLES_PER_RANK = 8
-SAVE_EVERY = 20
-MANY_STEPS = 1_000_000
+SAVE_EVERY = int(os.environ.get("BENCH_SAVE_EVERY", "20"))
+STEPS = int(os.environ.get("BENCH_STEPS", "1_000_000"))
 STEP_SECONDS = 0.05
 
 
@@ -45,5 +46,6 @@ class Samples(torch.utils.data.Dataset[Any]):
 
 def tell(event: str) -> None:
     record = {"event": event, "time": time.time(), "rank": int(os.environ["RANK"]), "pid": os.getpid()}
+    record["cpu_seconds"] = time.process_time()
     with open(os.environ["BENCH_EVENTS"], "a") as file:
         file.write(json.dumps(record) + "\n")
