@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from cluster.job import Job, JobState, Submission
+from cluster.preemption import stop_signals_held
+from cluster.processes import die_with_parent
 
 
 class LocalBackend:
@@ -30,7 +33,7 @@ class LocalBackend:
 
     def submit(self, submission: Submission) -> str:
         # A session of its own: Ctrl-C in the terminal reaches the launcher alone, which decides what it means.
-        with open(submission.log, "ab") as log:
+        with open(submission.log, "ab") as log, stop_signals_held():
             child = subprocess.Popen(
                 submission.command,
                 cwd=submission.folder,
@@ -39,6 +42,8 @@ class LocalBackend:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                # The launcher is gone for good: save and leave, so that nothing is lost and nobody trains unseen.
+                preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
             )
         handle = f"{child.pid}:{start_time(child.pid)}"
         self._children[handle] = child

@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from cluster.preemption import Notice, handle_signals
+from cluster.preemption import Notice, handle_signals, stop_signals_held
 from cluster.processes import die_with_parent
 
 
@@ -22,9 +23,12 @@ def main(command: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="launch-") as scratch:
         notice = Notice(Path(scratch) / "notice")
         handle_signals(notice)
-        # The launcher is gone for good: save and leave, so that nothing is lost and nobody trains unseen.
-        die_with_parent(signal.SIGTERM)
-        child = subprocess.Popen(command, env={**os.environ, **notice.environment()})
+        with stop_signals_held():
+            child = subprocess.Popen(
+                command,
+                env={**os.environ, **notice.environment()},
+                preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),
+            )
         code = child.wait()
     if code < 0:
         print(f"the trainer on this node was ended by {signal.Signals(-code).name}", file=sys.stderr)

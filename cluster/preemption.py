@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -59,6 +59,17 @@ def handle_signals(notice: Notice) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, give)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+@contextlib.contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Stop signals wait. A child that is started meanwhile begins with them blocked, until it handles them itself:
+    without that, a signal in the moments in which it has no handlers yet would end it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def watch_signals(notice: Notice, supervisor: int, leave: Callable[[], None]) -> None:

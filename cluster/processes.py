@@ -11,7 +11,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def die_with_parent(number: signal.Signals, parent: int | None = None) -> None:
     """Have the kernel send `number` to this process when its parent ends (prctl(2), Linux).
 
-    Give the parent's pid where it is known: a parent that ended before this call is then noticed too.
+    It outlasts an exec. Give the parent's pid where it is known: a parent that ended before this call is then noticed
+    too.
     """
     import ctypes
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 from cluster.memory import out_of_memory_kills
-from cluster.preemption import Notice, handle_signals
-from cluster.processes import die_with_parent
+from cluster.preemption import Notice, handle_signals, stop_signals_held
 from launcher.disk import disk_trouble
 from launcher.errors import NoProgress
 from launcher.runs import Attempt, Outcome, Run
@@ -32,7 +31,6 @@ DISK_SECONDS = 0.5
 
 
 def main(run_folder: str, attempt_number: str) -> int:
-    die_with_parent(signal.SIGKILL)
     notice = Notice.from_environment()
     handle_signals(notice)
     run = Run(Path(run_folder))
@@ -53,7 +51,9 @@ def _start_forkserver(modules: list[str]) -> None:
     # Lets torch look for GPUs without making a CUDA context, which a forked rank could not use.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     multiprocessing.set_forkserver_preload(["launcher.train.preload", *modules])
-    multiprocessing.forkserver.ensure_running()
+    multiprocessing.resource_tracker.ensure_running()  # first: starting it unblocks signals
+    with stop_signals_held():
+        multiprocessing.forkserver.ensure_running()
 
 
 def _run_until_it_ends(run: Run, attempt: Attempt, notice: Notice, *, ranks: int, hang_seconds: float) -> Outcome:

@@ -9,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from cluster.job import Job, JobState
 from cluster.local import LocalBackend, start_time
 from cluster.preemption import STOP_SIGNALS, Notice
+from cluster.topology import Topology
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTS = "import os, signal\nfrom pathlib import Path\nfrom cluster.preemption import *\n"
@@ -108,3 +111,49 @@ def test_a_handle_is_not_taken_for_a_later_process_of_the_same_pid():
     backend.kill(f"{process.pid}:1")
     assert process.poll() is None
     end(process)
+
+
+WAIT_FOR_NOTICE = """
+import os, sys, time
+deadline = time.monotonic() + 60
+while not os.path.lexists(os.environ["LAUNCH_NOTICE"]) and time.monotonic() < deadline: time.sleep(0.01)
+open(sys.argv[1], "w").write(os.readlink(os.environ["LAUNCH_NOTICE"]))
+"""
+
+
+def job(tmp_path: Path) -> Job:
+    """Writes the reason of the notice to a file."""
+    return Job(
+        name="waiting",
+        command=(sys.executable, "-c", WAIT_FOR_NOTICE, str(tmp_path / "reason")),
+        folder=ROOT,
+        log=tmp_path / "log",
+        environment={},
+        topology=Topology(nodes=1, ranks_per_node=1, has_gpus=False),
+    )
+
+
+def reason(tmp_path: Path) -> str:
+    path = tmp_path / "reason"
+    wait_until(lambda: path.exists() and path.read_text(), 60)
+    return path.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_before_any_has_handlers_is_a_notice(tmp_path, number):
+    backend = LocalBackend()
+    handle = backend.submit(backend.render(job(tmp_path)))
+    node = int(handle.partition(":")[0])
+    wait_until(lambda: os.killpg(node, number) or psutil.Process(node).children(), 60)  # until its command has started
+    os.killpg(node, number)
+    assert reason(tmp_path) == number.name
+    wait_until(lambda: backend.state(handle) is JobState.ENDED, 60)
+
+
+def test_a_launcher_that_ends_while_its_node_process_starts_is_noticed(tmp_path):
+    code = "from pathlib import Path\n"
+    code += "from cluster.local import LocalBackend\nfrom cluster.job import Submission\nbackend = LocalBackend()\n"
+    code += f"backend.submit({LocalBackend().render(job(tmp_path))!r})"
+    code = code.replace("PosixPath", "Path")
+    subprocess.run([sys.executable, "-c", code + "\nimport os\nos._exit(0)"], cwd=ROOT, check=True)
+    assert reason(tmp_path) == "SIGTERM"

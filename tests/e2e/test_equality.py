@@ -137,9 +137,14 @@ def test_metrics_have_every_step_once_after_ten_interruptions(tmp_path, undistur
         result = launch(*small_words(1, steps=LONG), f"stop_after={stop}", "--name", "run", runs_dir=tmp_path)
         assert result.returncode == 75, result.stderr
     launcher = start("resume", "run", "--gpus", "1", runs_dir=tmp_path)
+    killed: set[int] = set()
     for _ in range(8):
+        # Found before the commit, and killed right after it: finding takes a while on a busy machine, and there are
+        # not many more commits than kills.
+        victim = wait_for(lambda: set(Processes(launcher.pid).find()["rank"]) - killed, "the rank to start again").pop()
         wait_for_new_commit(run, launcher, attempt=3)
-        os.kill(Processes(launcher.pid).find()["rank"][0], signal.SIGKILL)
+        os.kill(victim, signal.SIGKILL)
+        killed.add(victim)
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, errors
     restarts = [e for e in json_lines(run / "attempts/0003/events.jsonl") if e["event"] == "restarted"]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,10 +124,11 @@ class Processes:
     def find(self) -> dict[str, list[int]]:
         import psutil
 
-        found: dict[str, list[int]] = {"node": [], "agent": [], "rank": [], "writer": [], "forkserver": []}
+        kinds = ("node", "agent", "forkserver", "rank", "data worker", "writer")
+        found: dict[str, list[int]] = {kind: [] for kind in kinds}
         for process in psutil.Process(self.launcher).children(recursive=True):
             try:
-                kind = _kind(process.cmdline(), process.parent())
+                kind = _kind(process)
             except psutil.NoSuchProcess:
                 continue
             if kind:
@@ -135,18 +136,19 @@ class Processes:
         return found
 
 
-def _kind(command: Sequence[str], parent: Any) -> str | None:
-    line = " ".join(command)
+def _kind(process: Any) -> str | None:
+    line = _line(process)
     if "cluster.node" in line:
         return "node"
     if "checkpoints.writer" in line:
         return "writer"
-    if "multiprocessing.forkserver" in line:
-        return (
-            "rank"
-            if parent is not None and "multiprocessing.forkserver" in " ".join(parent.cmdline())
-            else "forkserver"
-        )
+    if "multiprocessing.forkserver" in line:  # those that are forked keep its command line
+        forked = [parent for parent in process.parents()[:2] if "multiprocessing.forkserver" in _line(parent)]
+        return ("forkserver", "rank", "data worker")[len(forked)]
     if "-m launcher.train" in line:
         return "agent"
     return None
+
+
+def _line(process: Any) -> str:
+    return " ".join(process.cmdline())
