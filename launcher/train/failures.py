@@ -12,9 +12,6 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from torch.distributed import DistError
-
 from checkpoints.errors import (
     Fenced,
     NoIntactCheckpoint,
@@ -79,6 +76,10 @@ def _classify(error: BaseException) -> tuple[str, str]:
             return kind, cause.format(text)
     if isinstance(error, OSError):
         return _classify_os_error(error, text)
+    # Imported here, not above: the agent starts the forkserver before it imports torch, so that both do it together.
+    import torch
+    from torch.distributed import DistError
+
     if isinstance(error, torch.OutOfMemoryError):
         return "memory", f"out of GPU memory: {text.split('. ')[0]}; use a smaller batch.micro"
     if isinstance(error, RuntimeError):
