@@ -201,7 +201,7 @@ class Committer:
     def _commit(self, claim: Claim, manifest: Manifest, folder: str, verified: set[int]) -> Commit:
         data = manifest.to_bytes()
         self._store.put(f"{folder}/MANIFEST.json", [memoryview(data)])
-        check_sizes(self._store, folder, manifest)
+        check_sizes(self._store.list(f"{folder}/"), folder, manifest)
         return claim.commit(
             step=manifest.step,
             folder=folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Mapping
@@ -9,12 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from hashlib import sha256
 
-from checkpoints.errors import CheckpointError, CorruptCheckpoint, StoreError
+from checkpoints.errors import CheckpointError, CorruptCheckpoint
 from checkpoints.owner import Owner
-from checkpoints.store import check_key
 from checkpoints.strict_json import Fields, Json, encode
 
 MOST_BYTES = 256 * 1024
+_SAVE_FOLDER = re.compile(r"data/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Kind(Enum):
@@ -48,10 +49,9 @@ class Commit:
 
     @classmethod
     def from_json(cls, fields: Fields) -> Commit:
-        try:
-            folder = check_key(fields.text("folder"))
-        except StoreError as error:
-            raise fields.bad("folder", "is not a key") from error
+        folder = fields.text("folder")
+        if not _SAVE_FOLDER.fullmatch(folder):  # what is retired is deleted: it must never be the log
+            raise fields.bad("folder", "is not that of a save")
         return cls(
             n=fields.integer("n", least=1),
             step=fields.integer("step"),

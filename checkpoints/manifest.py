@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from checkpoints.errors import CorruptCheckpoint, StoreError
 from checkpoints.store import check_key
-from checkpoints.strict_json import Fields, Json, encode
+from checkpoints.strict_json import MOST, Fields, Json, encode
 
 FORMAT = 1
 BLOCK_BYTES = 8 * 1024 * 1024
@@ -124,6 +124,9 @@ class Tensor:
         )
         if tensor.dtype not in ITEM_BYTES:
             raise fields.bad("dtype", f"{tensor.dtype} is not known")
+        # An empty one may have a dimension that no array can have, too.
+        if math.prod(max(size, 1) for size in tensor.shape) * ITEM_BYTES[tensor.dtype] > MOST:
+            raise fields.bad("shape", "is larger than any tensor")
         if not tensor.is_tiled():
             raise fields.bad("chunks", f"do not cover {tensor.name} exactly once")
         return tensor

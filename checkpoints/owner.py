@@ -7,6 +7,7 @@ import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from checkpoints.errors import one_line
 from checkpoints.strict_json import Fields
 
 
@@ -26,7 +27,7 @@ class Owner:
         started = _started(pid)
         if started is None:
             raise ProcessLookupError(f"no process {pid} on this host")
-        return cls(job=job, host=socket.gethostname(), pid=pid, boot_id=_boot_id(), started=started)
+        return cls(job=job, host=_host(), pid=pid, boot_id=_boot_id(), started=started)
 
     @classmethod
     def from_json(cls, fields: Fields) -> Owner:
@@ -47,9 +48,13 @@ class Owner:
 
 def owner_is_alive(owner: Owner) -> bool:
     """Whether the process runs. One on another host is taken to be alive: nothing here can tell."""
-    if owner.host != socket.gethostname():
+    if owner.host != _host():
         return True
     return owner.boot_id == _boot_id() and _started(owner.pid) == owner.started
+
+
+def _host() -> str:
+    return one_line(socket.gethostname())  # the log holds printable texts alone
 
 
 def _boot_id() -> str:

@@ -55,7 +55,8 @@ class PosixStore:
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         with self._folder("get", key) as (folder, name), _opened(name, _FILE, folder) as file:
-            end = _size(file) if length is None else start + length
+            size = _size(file)
+            end = size if length is None else min(size, start + length)  # pread allocates what it is asked for
             parts = []
             while start < end and (part := os.pread(file, end - start, start)):
                 parts.append(part)

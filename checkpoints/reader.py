@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from checkpoints.entry import Commit
 from checkpoints.errors import CorruptCheckpoint, KeyMissing
@@ -52,6 +53,9 @@ def open_commit(store: Store, commit: Commit) -> CommitReader:
 
     Raises CorruptCheckpoint.
     """
+    sizes = store.list(f"{commit.folder}/")
+    if sizes.get(commit.manifest_key, 0) > MOST_BYTES:
+        raise CorruptCheckpoint(commit.manifest_key, f"is longer than {MOST_BYTES} bytes")
     try:
         data = store.get(commit.manifest_key, 0, MOST_BYTES + 1)
     except KeyMissing as error:
@@ -59,13 +63,16 @@ def open_commit(store: Store, commit: Commit) -> CommitReader:
     if manifest_digest(data) != commit.manifest_digest:
         raise CorruptCheckpoint(commit.manifest_key, "the bytes are not those that were committed")
     manifest = Manifest.from_bytes(commit.manifest_key, data)
-    check_sizes(store, commit.folder, manifest)
+    size = sum(file.size for file in manifest.files)
+    if (manifest.step, size) != (commit.step, commit.bytes):
+        said = f"step {commit.step} and {commit.bytes} bytes, and it has step {manifest.step} and {size} bytes"
+        raise CorruptCheckpoint(commit.manifest_key, f"the log says {said}")
+    check_sizes(sizes, commit.folder, manifest)
     return CommitReader(store, commit, manifest)
 
 
-def check_sizes(store: Store, folder: str, manifest: Manifest) -> None:
-    """Raises CorruptCheckpoint for a file that is missing or has another size; asks the store once."""
-    sizes = store.list(f"{folder}/")
+def check_sizes(sizes: Mapping[str, int], folder: str, manifest: Manifest) -> None:
+    """Raises CorruptCheckpoint for a file that is missing or has another size than the store says."""
     for file in manifest.files:
         key = f"{folder}/{file.path}"
         if sizes.get(key) != file.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -22,6 +23,13 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not a number")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
+
+
 class Fields:
     """The fields of a JSON object. Each getter raises CorruptCheckpoint, naming the place and the field."""
 
@@ -36,7 +44,7 @@ class Fields:
         if len(data) > most_bytes:
             raise CorruptCheckpoint(where, f"longer than {most_bytes} bytes")
         try:
-            return cls(where, json.loads(data, parse_constant=_refuse))
+            return cls(where, json.loads(data, parse_constant=_refuse, parse_float=_finite))
         except (ValueError, RecursionError) as error:
             raise CorruptCheckpoint(where, f"not JSON ({error})") from error
 

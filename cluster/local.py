@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from cluster.job import Job, JobState, Submission
 from cluster.preemption import stop_signals_held
 from cluster.processes import die_with_parent
+
+_HANDLE = re.compile(r"([1-9][0-9]{0,9}):([1-9][0-9]{0,18})")
 
 
 class LocalBackend:
@@ -72,8 +75,8 @@ def start_time(pid: int) -> int:
 
 
 def _is_alive(handle: str) -> bool:
-    pid, _, started = handle.partition(":")
-    return started != "0" and start_time(int(pid)) == int(started)
+    found = _HANDLE.fullmatch(handle)
+    return found is not None and start_time(int(found[1])) == int(found[2])
 
 
 def _signal(handle: str, number: signal.Signals, *, to_group: bool) -> None:

@@ -66,26 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from checkpoints.errors import CheckpointError
     from cluster.errors import ClusterError
     from launcher.errors import LaunchError
+    from launcher.terminal import complain
 
     try:
         return _dispatch(words)
     except (LaunchError, ClusterError, CheckpointError) as error:
-        _complain(str(error))
+        complain(f"launch: {error}")
         return int(getattr(error, "exit_code", 1))
     except BrokenPipeError:
         return 0
     except OSError as error:
-        _complain(f"{error.filename or 'the storage'}: {error.strerror}")
+        complain(f"launch: {error.filename or 'the storage'}: {error.strerror}")
         return 1
     except KeyboardInterrupt:
-        _complain("interrupted before the run started")
+        complain("launch: interrupted before the run started")
         return 130
-
-
-def _complain(text: str) -> None:
-    """One line on stderr, and nothing that a terminal would obey."""
-    line = "".join(character if character.isprintable() else " " for character in text)
-    print(f"launch: {' '.join(line.split())}", file=sys.stderr)
 
 
 def parse_words(words: Sequence[str]) -> tuple[str, argparse.Namespace]:

@@ -92,7 +92,7 @@ def compare_code(frozen: Mapping[str, str], now: Mapping[str, str]) -> list[Chan
     return [Change(field="code", before="the snapshot", after=after, decides_result=False)]
 
 
-def compare_identities(before: Mapping[str, str | None], after: Mapping[str, str | None]) -> list[Change]:
+def compare_identities(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """Differences between the digests of what a run depends on: its data, its base model."""
     return [
         Change(field=name, before=_short(before.get(name)), after=_short(after.get(name)), decides_result=True)
@@ -110,5 +110,5 @@ def check(changes: Sequence[Change], allowed: Collection[str]) -> list[str]:
     return [str(change) for change in changes]
 
 
-def _short(digest: str | None) -> str:
-    return "none" if digest is None else f"digest {digest[:12]}"
+def _short(digest: object) -> str:
+    return "none" if digest is None else f"digest {str(digest)[:12]}"

@@ -3,9 +3,12 @@
 LaunchError               exit code
 ├── UsageError            2   a flag, a recipe or an override is wrong; nothing was started
 ├── RunFailed             1   checkpoints cannot be written
+├── DamagedRun            2   a file of the run folder is not what was written
 ├── NoProgress            93  restarts without a new commit
 └── DriftError            2   a resumed run would not be the same run
 """
+
+from pathlib import Path
 
 
 class LaunchError(Exception):
@@ -26,6 +29,15 @@ class DriftError(UsageError):
 
 class RunFailed(LaunchError):
     """Training cannot go on: what it computes can no longer be kept."""
+
+
+class DamagedRun(LaunchError):
+    """A file of a run folder that this program cannot have written."""
+
+    exit_code = 2
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path} {what}; restore it from a copy")
 
 
 class NoProgress(LaunchError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from launcher.overrides import apply, flatten, from_mapping, parse
 from launcher.recipe import Recipe
 
 IMPORT_SECONDS = 10
+_MOST_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +265,9 @@ def to_yaml(resolved: Resolved) -> str:
     """The resolved recipe, one leaf per line, each with its origin as a comment."""
     import yaml
 
-    lines = [f"# recipe: {resolved.source}"]
+    source = resolved.source
+    # An unprintable character could end the comment: what follows would be a setting.
+    lines = [f"# recipe: {source if source.isprintable() else json.dumps(source)}"]
     section: list[str] = []
     for key, value in flatten(resolved.recipe).items():
         *parents, name = key.split(".")
@@ -297,20 +301,43 @@ def load_yaml(path: Path) -> Resolved:
     """A recipe as `to_yaml` writes it, with the origins that it names. Raises UsageError."""
     import yaml
 
+    from launcher.runs import read_text
+
     remedy = "`launch show RECIPE` prints a whole one"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
+        _refuse_bombs(text, path)
         settings = yaml.safe_load(text)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; {remedy}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}; {remedy}") from error
     if not isinstance(settings, dict):
         raise UsageError(f"{path} is not a recipe; {remedy}")
     recipe = from_mapping(settings, path.name)
     first = text.partition("\n")[0]
     source = first.removeprefix("# recipe: ") if first.startswith("# recipe: ") else str(path)
+    if source.startswith('"'):
+        source = _unquoted(source, path)
     return Resolved(recipe=recipe, origins=_origins(text, recipe), source=source)
+
+
+def _refuse_bombs(text: str, path: Path) -> None:
+    """An alias can stand for any amount of text, and deep nesting takes the parser for ever."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _MOST_DEPTH:
+            raise UsageError(f"{path} has an alias (*NAME) or more than {_MOST_DEPTH} levels; write it out")
+
+
+def _unquoted(text: str, path: Path) -> str:
+    try:
+        return str(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} names its recipe in a way that cannot be read") from error
 
 
 def _origins(text: str, recipe: Recipe) -> dict[str, str]:

@@ -17,19 +17,33 @@ checkpoints/                 the commit log and the saves
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import os
 import re
+import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, BinaryIO
 
-from launcher.errors import UsageError
+from launcher.errors import DamagedRun, UsageError
 from launcher.pace import Pace
 
 FORMAT = 1
+MOST_TEXT_BYTES = 16 * 2**20
+MOST_LINE_BYTES = 2**20
+_APPENDED = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_RUN_TYPES = {"run": str, "recipe": str, "steps": int}
+_ATTEMPT_TYPES = {
+    "target": str, "handle": str, "ranks_per_node": int, "threads_per_rank": int, "nodes": int, "micro": int,
+    "precision": str, "has_gpus": bool,
+}  # fmt: skip
+_OUTCOME_TYPES = {"state": str, "cause": str, "exit_code": int, "step": int | None, "details": str, "log": str}
+_NUMBER = re.compile(r"[0-9]{4,9}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -49,24 +63,58 @@ def write_json(path: Path, value: object) -> None:
 def write_text(path: Path, text: str) -> None:
     """Like `write_json`, for any text."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with open(temporary, "w", encoding="utf-8", opener=_unfollowed) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object at `path`, or None when there is none. Raises UsageError when it holds something else."""
+def _unfollowed(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file, for reading. Raises OSError for anything else under its name: a FIFO would block us for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return open(descriptor, "rb")
+
+
+def read_text(path: Path) -> str:
+    """A text of bounded length. Raises OSError, and ValueError for what is no UTF-8."""
+    with open_regular(path) as file:
+        data = file.read(MOST_TEXT_BYTES + 1)
+    if len(data) > MOST_TEXT_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MOST_TEXT_BYTES} bytes", str(path))
+    return data.decode()
+
+
+def read_json(path: Path, types: Mapping[str, type | UnionType] = {}) -> dict[str, Any] | None:
+    """The object at `path`, or None when there is none. `types`: of fields that the caller relies on, if present.
+
+    Raises DamagedRun.
+    """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(read_text(path))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UsageError(f"{path} is damaged ({error}); restore it from a copy, or start a new run") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedRun(path, f"is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise UsageError(f"{path} is damaged (not an object); restore it from a copy, or start a new run")
+        raise DamagedRun(path, "is not a JSON object")
+    for name, wanted in types.items():
+        if name in value and not _is_a(value[name], wanted):
+            raise DamagedRun(path, f"has a {name} that is a {type(value[name]).__name__}")
     return value
+
+
+def _is_a(value: object, wanted: type | UnionType) -> bool:
+    if isinstance(value, bool):
+        return wanted is bool
+    return isinstance(value, wanted) and (not isinstance(value, int) or abs(value) < 2**62)
 
 
 class LineFile:
@@ -84,7 +132,7 @@ class LineFile:
         self._waiting += (json.dumps(value, separators=(",", ":")) + "\n").encode()
         with contextlib.suppress(OSError):
             if self._descriptor is None:
-                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+                self._descriptor = os.open(self._path, _APPENDED, 0o644)
                 size = os.fstat(self._descriptor).st_size
                 if size and os.pread(self._descriptor, 1, size - 1) != b"\n":  # a writer was killed in its line
                     self._waiting[:0] = b"\n"
@@ -92,15 +140,14 @@ class LineFile:
                 del self._waiting[: os.write(self._descriptor, self._waiting)]
 
 
-def json_lines(file: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], int]]:
+def json_lines(file: BinaryIO) -> Iterator[tuple[dict[str, Any], int]]:
     """The whole lines of a file that may be growing, each with its length; a torn one comes as an empty object."""
-    for line in file:
-        if not line.endswith(b"\n"):
-            return
+    while (line := file.readline(MOST_LINE_BYTES)).endswith(b"\n"):
         try:
-            yield json.loads(line), len(line)
-        except ValueError:
-            yield {}, len(line)
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = {}
+        yield value if isinstance(value, dict) else {}, len(line)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,26 +194,33 @@ class Attempt:
         return Events(self.events)
 
     def record(self) -> dict[str, Any]:
-        return read_json(self.folder / "attempt.json") or {}
+        return read_json(self.folder / "attempt.json", _ATTEMPT_TYPES) or {}
+
+    def environment(self) -> dict[str, Any] | None:
+        """Versions and machine; None before they are known."""
+        path = self.folder / "environment.json"
+        record = read_json(path, {"packages": dict})
+        if record is not None and "packages" not in record:
+            raise DamagedRun(path, "has no packages")
+        return record
 
     def write_record(self, record: dict[str, object]) -> None:
         write_json(self.folder / "attempt.json", record)
 
     def outcome(self) -> Outcome | None:
         path = self.folder / "outcome.json"
-        value = read_json(path)
+        value = read_json(path, _OUTCOME_TYPES)
         try:
             return None if value is None else Outcome(**value)
         except TypeError as error:
-            raise UsageError(f"{path} is damaged ({error}); restore it from a copy") from error
+            raise DamagedRun(path, f"has other fields than an outcome ({error})") from error
 
     def write_outcome(self, outcome: Outcome) -> None:
         write_json(self.folder / "outcome.json", asdict(outcome))
 
     def paces(self) -> list[Pace]:
         """Of all ranks that have told; empty while there are no steps."""
-        records = (read_json(path) or {} for path in sorted((self.folder / "pace").glob("*.json")))
-        return [Pace(**value) for record in records for value in record["ranks"]]
+        return [pace for path in sorted((self.folder / "pace").glob("*.json")) for pace in _paces_in(path)]
 
     def write_paces(self, paces: Sequence[Pace]) -> None:
         """Those of one node, in a file that is named after its first rank. Nothing is written for no ranks."""
@@ -174,6 +228,19 @@ class Attempt:
             folder = self.folder / "pace"
             folder.mkdir(exist_ok=True)
             write_json(folder / f"from-rank-{paces[0].rank}.json", {"ranks": [asdict(pace) for pace in paces]})
+
+
+def _paces_in(path: Path) -> list[Pace]:
+    try:
+        paces = [Pace(**value) for value in (read_json(path, {"ranks": list}) or {}).get("ranks", [])]
+    except TypeError as error:
+        raise DamagedRun(path, f"has other fields than a pace ({error})") from error
+    for pace in paces:
+        if type(pace.rank) is not int or type(pace.host) is not str or type(pace.seconds) is not float:
+            raise DamagedRun(path, "has a pace of another type")
+        if not 0 < pace.seconds < math.inf:
+            raise DamagedRun(path, f"has a pace of {pace.seconds} s")
+    return paces
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,15 +275,15 @@ class Run:
         return str(self.folder / "checkpoints")
 
     def record(self) -> dict[str, Any]:
-        record = read_json(self.folder / "run.json")
+        path = self.folder / "run.json"
+        record = read_json(path, _RUN_TYPES)
         if record is None:
             raise UsageError(f"{self.folder} is not a run folder (it has no run.json)")
         if record.get("format") != FORMAT:
             theirs, remedy = record.get("format"), "use the one that made it"
             raise UsageError(f"{self.folder} has format {theirs}; this launcher reads format {FORMAT}; {remedy}")
-        if not isinstance(record.get("steps"), int) or not isinstance(record.get("recipe"), str):
-            path = self.folder / "run.json"
-            raise UsageError(f"{path} is damaged (it lacks steps or recipe); restore it from a copy")
+        if missing := [name for name in _RUN_TYPES if name not in record]:
+            raise DamagedRun(path, f"lacks {' and '.join(missing)}")
         return record
 
     def attempts(self) -> list[Attempt]:
@@ -224,7 +291,9 @@ class Run:
         names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
         # A launcher that was killed while it made an attempt leaves a folder without a record: it never began.
         return [
-            Attempt(folder / name) for name in names if name.isdigit() and (folder / name / "attempt.json").exists()
+            Attempt(folder / name)
+            for name in names
+            if _NUMBER.fullmatch(name) and (folder / name / "attempt.json").is_file()
         ]
 
     def attempt(self, number: int) -> Attempt:
@@ -254,7 +323,10 @@ def find_run(name_or_path: str, runs_dir: Path) -> Run:
     for folder in (runs_dir / name_or_path, Path(name_or_path)):
         with contextlib.suppress(OSError):  # such as a name that is too long
             if (folder / "run.json").is_file():
-                return Run(folder.resolve())
+                run = Run(folder.resolve())
+                if not run.name.isprintable():  # it becomes part of the commit log, which holds printable texts alone
+                    raise UsageError(f"{run.name!r} is not a name for a run; rename the folder")
+                return run
     known = [run.name for run in all_runs(runs_dir)]
     from difflib import get_close_matches
 

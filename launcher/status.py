@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from checkpoints.entry import Commit
@@ -14,7 +14,7 @@ from cluster.backend import backend_named
 from cluster.job import JobState
 from launcher.pace import stragglers
 from launcher.records import Records
-from launcher.runs import Attempt, Run, json_lines
+from launcher.runs import Attempt, Run, json_lines, open_regular
 
 
 def run_state(run: Run) -> dict[str, Any]:
@@ -87,17 +87,19 @@ def _attempt_state(attempt: Attempt, records: Records) -> dict[str, Any]:
 
 
 def _state_without_outcome(attempt: Attempt, record: dict[str, Any], *, has_steps: bool) -> tuple[str, str]:
-    if "handle" not in record or backend_named(record["target"]).state(record["handle"]) is JobState.ENDED:
+    is_submitted = "handle" in record and "target" in record
+    if not is_submitted or backend_named(record["target"]).state(record["handle"]) is JobState.ENDED:
         return "LOST", "its node process is gone; resume the run"
-    events = _json_lines(attempt.events)
-    if events and events[-1]["event"] == "restarted":
-        return "RECOVERING", events[-1]["cause"]
+    event = _last_event(attempt)
+    if event.get("event") == "restarted":
+        return "RECOVERING", str(event.get("cause"))
     return ("RUNNING" if has_steps else "STARTING"), ""
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of the file; it may be growing."""
-    if not path.exists():
-        return []
-    with open(path, "rb") as file:
-        return [value for value, _ in json_lines(file) if value]
+def _last_event(attempt: Attempt) -> dict[str, Any]:
+    """Empty while there is none; the file may be growing."""
+    last: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError), open_regular(attempt.events) as file:
+        for event, _ in json_lines(file):
+            last = event or last
+    return last

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from launcher.disk import disk_trouble
 from launcher.runs import Attempt, Run, json_lines
+from launcher.terminal import printable, say
 
 PLAIN_LINE_SECONDS = 2.0
 DISK_SECONDS = 1.0
@@ -33,7 +34,7 @@ class PlainDisplay:
         self._next = 0.0
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
     def step(self, record: dict[str, Any]) -> None:
         eta = self._clock.seconds_left(record["step"])
@@ -69,7 +70,7 @@ class BarDisplay:
         self._progress.start()
 
     def say(self, line: str) -> None:
-        self._progress.console.print(line, markup=False)
+        self._progress.console.print(printable(line), markup=False)
 
     def step(self, record: dict[str, Any]) -> None:
         self._progress.update(
@@ -251,8 +252,3 @@ def _count(parameters: int) -> str:
         if parameters >= size:
             return f"{parameters / size:.2f} {unit}"
     return str(parameters)
-
-
-def printable(text: str) -> str:
-    """The text without control characters, which could move a terminal's cursor or change its colours."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -100,5 +100,15 @@ def test_nothing_is_left_to_do(path):
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", path.read_text())
 
 
+SPEAKS = [p for p in FILES if name_of(p).startswith("launcher/") and name_of(p) != "launcher/terminal.py"]
+
+
+@pytest.mark.parametrize("path", [p for p in SPEAKS if not name_of(p).startswith("launcher/train/")], ids=name_of)
+def test_only_json_reaches_the_terminal_past_the_function_that_escapes(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+            assert ast.unparse(node.args[0]).startswith("json.dumps("), f"{name_of(path)}:{node.lineno}"
+
+
 def test_no_test_folder_is_a_package():
     assert list((ROOT / "tests").rglob("__init__.py")) == []

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from checkpoints import reader
 from checkpoints.entry import Commit
-from checkpoints.errors import CorruptCheckpoint, NoIntactCheckpoint
+from checkpoints.errors import CorruptCheckpoint, NoIntactCheckpoint, StoreError
 from checkpoints.log import CommitLog
 from checkpoints.store import open_store
 from launcher.errors import LaunchError, UsageError
 from launcher.places import runs_dir
 from launcher.runs import Run, find_run
 from launcher.status import commits_as_json
+from launcher.terminal import answer, say
 
 
 def checkpoints(arguments: argparse.Namespace) -> int:
@@ -64,7 +65,7 @@ def _ls(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
         return 0
     for commit in commits:
         pinned = "  pinned" if commit.is_pinned else ""
-        print(f"step {commit.step:>8}  commit {commit.n:>6}  {commit.bytes / 1e6:>10.1f} MB{pinned}")
+        answer(f"step {commit.step:>8}  commit {commit.n:>6}  {commit.bytes / 1e6:>10.1f} MB{pinned}")
     return 0
 
 
@@ -75,10 +76,10 @@ def _verify(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
     for commit in commits:
         try:
             reader.verify(log.store, commit)
-        except CorruptCheckpoint as error:
+        except (CorruptCheckpoint, StoreError) as error:
             bad[commit.n] = str(error)
         if not arguments.json:
-            print(f"step {commit.step}: {bad.get(commit.n, 'intact')}")
+            answer(f"step {commit.step}: {bad.get(commit.n, 'intact')}")
     if arguments.json:
         print(
             json.dumps(
@@ -97,14 +98,14 @@ def _digest(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
         print(json.dumps({"step": commit.step, **digests}, indent=1))
     else:
         for part, digest in digests.items():
-            print(f"{part:10} {digest}")
+            answer(f"{part:10} {digest}")
     return 0
 
 
 def _pin(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
     commit = _chosen(run, log, arguments.step)
     log.pin(commit.n, is_pinned=arguments.action == "pin")
-    print(f"the checkpoint of step {commit.step} is {arguments.action}ned", file=sys.stderr)
+    say(f"the checkpoint of step {commit.step} is {arguments.action}ned")
     return 0
 
 
@@ -116,7 +117,7 @@ def _export(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
         if parent.exists() and not parent.is_dir():
             raise UsageError(f"{destination} cannot be made, {parent} is not a folder; give a new one")
     commit = _chosen(run, log, arguments.step)
-    print(f"exporting the checkpoint of step {commit.step}", file=sys.stderr)
+    say(f"exporting the checkpoint of step {commit.step}")
     command = [sys.executable, "-m", "launcher.train.export", str(run.folder), str(commit.n), str(destination)]
     command += ["merged"] if arguments.merged else []
     # With the run's own code, where its recipe's functions are; torch is imported there, not here.
@@ -124,8 +125,9 @@ def _export(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
         command, cwd=run.code, env={**os.environ, "PYTHONPATH": str(run.code)}, stderr=subprocess.PIPE, text=True
     )
     if result.returncode:
-        raise LaunchError(f"the export failed: {result.stderr.strip().splitlines()[-1]}")
-    print(destination)
+        reason = (result.stderr.strip().splitlines() or [f"it exited with code {result.returncode}"])[-1]
+        raise LaunchError(f"the export failed: {reason}")
+    answer(str(destination))
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,8 +33,9 @@ from launcher.overrides import flatten
 from launcher.places import runs_dir
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
-from launcher.runs import FORMAT, Outcome, Run, read_json, write_json
+from launcher.runs import FORMAT, Outcome, Run, write_json
 from launcher.supervise import supervise
+from launcher.terminal import answer, say
 from launcher.watch import make_display
 
 LEAVING_SECONDS = 15.0
@@ -62,7 +62,7 @@ def _create_run(run: Run, resolved: loading.Resolved) -> None:
     tree = code_of(Path(resolved.source))
     copy(tree, staging.code)
     if tree.left_out:
-        _say(f"left out of the code snapshot: {', '.join(tree.left_out)}")
+        say(f"left out of the code snapshot: {', '.join(tree.left_out)}")
     loading.freeze(resolved, tree.root, staging.config)
     _write_record(staging, resolved, run.name)
     synchronize(staging.folder)  # checkpoints outlive a crash of the machine, so the code that can go on with them must
@@ -80,8 +80,8 @@ def carry_on(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argpar
     attempts = run.attempts()
     outcome = attempts[-1].outcome() if attempts else None
     if outcome is not None and outcome.state == "SUCCEEDED":
-        print(f"{run.name} has ended well at step {outcome.step}; there is nothing to resume", file=sys.stderr)
-        print(run.folder)
+        say(f"{run.name} has ended well at step {outcome.step}; there is nothing to resume")
+        answer(str(run.folder))
         return 0
     settings = flatten(loading.load_frozen(run.config).recipe) | flatten(resolved.recipe)
     refuse_unknown_fields(arguments.allow_change, list(settings))
@@ -89,7 +89,7 @@ def carry_on(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argpar
         _wait_for_owner(run, has_ended=outcome is not None)
     plan = _with_same_threads(run, plan)
     for line in check(_changes(run, resolved, plan), arguments.allow_change):
-        _say(line)
+        say(line)
     loading.freeze(resolved, run.code, run.config)
     _write_record(run, resolved, run.name)
     return _run(run, resolved, plan, arguments)
@@ -109,7 +109,7 @@ def _with_same_threads(run: Run, plan: Plan) -> Plan:
     """Sums are rounded by how they are split among threads: as many ranks as before get as many threads as before."""
     for attempt in reversed(run.attempts()):
         record = attempt.record()
-        if record["ranks_per_node"] == plan.topology.ranks_per_node:
+        if record.get("ranks_per_node") == plan.topology.ranks_per_node and "threads_per_rank" in record:
             return replace(plan, threads_per_rank=record["threads_per_rank"])
     return plan
 
@@ -122,7 +122,7 @@ def _changes(run: Run, resolved: loading.Resolved, plan: Plan) -> list[Change]:
     if recipe_file.exists():
         changes += compare_code(digests_of_copy(run.code), code_of(recipe_file).digests())
     for attempt in reversed(run.attempts()):
-        if record := read_json(attempt.folder / "environment.json"):
+        if record := attempt.environment():
             changes += compare_places(attempt.record(), _place(resolved.recipe, plan))
             return changes + compare_environments(record, environment(run.code))
     return changes
@@ -140,15 +140,11 @@ def _place(recipe: Recipe, plan: Plan) -> dict[str, object]:
     }
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 def _run(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.Namespace) -> int:
     recipe = resolved.recipe
     backend = backend_named(arguments.on)
     for title, text in _describe(run, resolved, plan):
-        _say(f"{title:10} {text}")
+        say(f"{title:10} {text}")
     settings = {
         **_place(recipe, plan), "takeover": arguments.takeover, "allow_change": arguments.allow_change,
         "hang_seconds": arguments.hang_seconds,
@@ -158,7 +154,7 @@ def _run(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.N
         outcome = supervise(run, recipe, plan, backend, settings, display)
     finally:
         display.close()
-    print(run.folder)
+    answer(str(run.folder))
     _conclude(run, recipe, outcome)
     return outcome.exit_code
 
@@ -191,16 +187,16 @@ def _conclude(run: Run, recipe: Recipe, outcome: Outcome) -> None:
     """The first failure is the last thing said; a run that ended well says what to do with it."""
     where = run.name if run.folder.parent == runs_dir(None) else str(run.folder)
     if outcome.state == "SUCCEEDED":
-        _say(f"done: step {outcome.step} of {recipe.steps}. Next:")
-        _say(f"  launch status {where}")
-        _say(f"  launch checkpoints export {where} {run.name}-export")
-        _say(f"  tensorboard --logdir {run.tensorboard}")
+        say(f"done: step {outcome.step} of {recipe.steps}. Next:")
+        say(f"  launch status {where}")
+        say(f"  launch checkpoints export {where} {run.name}-export")
+        say(f"  tensorboard --logdir {run.tensorboard}")
     elif outcome.state == "PREEMPTED":
         at = {None: "", 0: " before the first step"}.get(outcome.step, f" after step {outcome.step}")
-        _say(f"stopped{at} ({outcome.cause}). Resume with:\n  launch resume {where}")
+        say(f"stopped{at} ({outcome.cause}). Resume with:\n  launch resume {where}")
     else:
         if outcome.details:
-            _say(outcome.details.rstrip())
+            say(outcome.details.rstrip())
         if outcome.log:
-            _say(f"log: {outcome.log}")
-        _say(f"failed: {outcome.cause}")
+            say(f"log: {outcome.log}")
+        say(f"failed: {outcome.cause}")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from checkpoints.errors import (
+    CorruptCheckpoint,
     Fenced,
     NoIntactCheckpoint,
     NotExclusive,
@@ -94,7 +95,7 @@ def _classify(error: BaseException) -> tuple[str, str]:
 
 _KNOWN: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str, str], ...] = (
     (Fenced, "fenced", "another launcher took this run over: {}"),
-    (NoIntactCheckpoint, "no intact checkpoint", "{}"),
+    ((NoIntactCheckpoint, CorruptCheckpoint), "no intact checkpoint", "{}"),
     (RunFailed, "storage", "{}"),
     ((LaunchError, StateMismatch, OwnerAlive, NotExclusive), "usage", "{}"),
     (NonFiniteLoss, "loss", "{}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -21,6 +21,7 @@ from checkpoints.owner import Owner
 from checkpoints.restorer import Restored, restore
 from checkpoints.saver import Saver
 from checkpoints.store import Store, open_store, probe
+from checkpoints.strict_json import Fields
 from cluster.preemption import Notice
 from cluster.topology import Topology
 from launcher import loading
@@ -231,13 +232,14 @@ def _identity(recipe: Recipe, model: LoadedModel, attempt: Attempt) -> dict[str,
 
 def _take_up(session: Session, restored: Restored, allowed: list[str]) -> None:
     """Continue where the commit stands, if it belongs to the same data and base model."""
-    metadata: Mapping[str, Any] = restored.metadata
+    metadata = Fields(f"{restored.commit.manifest_key}, metadata", restored.metadata)
+    step, samples, identity = metadata.integer("step"), metadata.inner("samples"), metadata.mapping("identity")
     if session.rank == 0:
-        for line in check(compare_identities(metadata["identity"], session.identity), allowed):
+        for line in check(compare_identities(identity, session.identity), allowed):
             session.report("changed", text=line)
         for commit, reason in restored.skipped.items():
             session.report("skipped", commit=commit, reason=reason)
-        session.report("resumed", step=metadata["step"], commit=restored.commit.n)
-        session.progress.digest = int(metadata["samples"]["digest"], 16)
-    session.progress.step = session.committed_step = metadata["step"]
-    session.progress.samples = metadata["samples"]["count"]
+        session.report("resumed", step=step, commit=restored.commit.n)
+        session.progress.digest = int(samples.text("digest", most=16), 16)
+    session.progress.step = session.committed_step = step
+    session.progress.samples = samples.integer("count")

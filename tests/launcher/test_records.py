@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.errors import DamagedRun
 from launcher.records import Records
 
 
@@ -43,6 +46,44 @@ def test_a_line_that_is_being_written_does_not_count(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "att')
     assert Records(tmp_path / "metrics.jsonl").steps_of(1) == (1, 2)
+
+
+DAMAGE = (
+    "", "[]", "7", "{", "[" * 10**5, "\x1b", '{"step": "x"}', '{"step": 1, "attempt": true, "loss": 1.0}',
+    '{"step": 1, "attempt": 1, "loss": "x"}', '{"step": 1, "attempt": 1' + "0" * 30 + ', "loss": 1.0}',
+)  # fmt: skip
+
+
+@given(st.lists(st.integers(1, 4), max_size=20).map(sorted), st.randoms(use_true_random=False))
+def test_damaged_lines_are_passed_over_wherever_they_are(attempts: list[int], random: Random) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.jsonl"
+        records = write(path, attempts)
+        lines = path.read_text().splitlines()
+        for text in random.sample(DAMAGE, random.randint(1, len(DAMAGE))):
+            lines.insert(random.randint(0, len(lines)), text)
+        path.write_text("".join(line + "\n" for line in lines))
+        found = Records(path)
+        assert found.last() == (records[-1] if records else None)
+        for attempt in range(6):
+            steps = [record["step"] for record in records if record["attempt"] == attempt]
+            assert found.steps_of(attempt) == ((steps[0], steps[-1]) if steps else None)
+
+
+def test_what_is_no_file_of_lines_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not a regular file"):
+        Records(path)
+    path.unlink()
+    write(path, [1, 1])
+    os.truncate(path, 2**40)
+    with pytest.raises(DamagedRun, match=r"metrics\.jsonl has a line of more than"):
+        Records(path)
+    with path.open("ab") as file:
+        file.write(b"\n{}\n")
+    with pytest.raises(DamagedRun, match=r"metrics\.jsonl has a line of more than"):
+        Records(path).last()
 
 
 @pytest.mark.parametrize("steps", [100, 100_000])

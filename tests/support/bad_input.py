@@ -292,7 +292,7 @@ YAMLS: dict[str, tuple[str, ...]] = {
     "tab.yaml": ("a:\n\tb: 1", "tab.yaml", "is not YAML"),
     "two.yaml": ("a: 1\n---\nb: 2", "two.yaml", "is not YAML"),
     "tag.yaml": ("!!python/object/apply:os.system [ls]", "tag.yaml", "is not YAML"),
-    "alias.yaml": ("a: *b", "alias.yaml", "is not YAML"),
+    "alias.yaml": ("a: &b 1\nc: *b", "alias.yaml", "alias (*NAME)", "write it out"),
     "control.yaml": ("a: \x01", "control.yaml", "is not YAML"),
     "date.yaml": ("a: 2020-13-45", "date.yaml", "is not YAML"),
     "bytes.yaml": ("\udcff\udcfe", "bytes.yaml", "is not YAML"),
