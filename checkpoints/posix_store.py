@@ -15,7 +15,8 @@ from pathlib import Path
 from checkpoints.errors import KeyMissing, StoreError, StoreFull, StoreUnwritable
 from checkpoints.store import Created, check_key
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FOLDER = _ROOT | os.O_NOFOLLOW
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO put in a file's place must not block us
 _UNDECIDED = (errno.EIO, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET)
@@ -30,6 +31,7 @@ class PosixStore:
     def __init__(self, root: Path) -> None:
         self.url = str(root)
         self._root = root
+        self._synchronized: set[Path] = set()  # folders that are known to be there after the machine has failed
 
     def create(self, key: str, data: bytes) -> Created:
         with self._folder("create", key, is_made=True) as (folder, name):
@@ -97,13 +99,35 @@ class PosixStore:
         *folders, name = check_key(key).split("/")
         with _translated(operation, key), ExitStack() as opened:
             if is_made:
-                _make_root(self._root)
-            folder = opened.enter_context(_opened(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                self._make_root()
+            path, folder = self._root, opened.enter_context(_opened(self._root, _ROOT))
             for part in folders:
+                path /= part
                 if is_made:
-                    _make_folder(part, folder)
+                    self._make(path, folder)
                 folder = opened.enter_context(_opened(part, _FOLDER, folder))
             yield folder, name
+
+    def _make_root(self) -> None:
+        folders = (self._root, *self._root.parents)
+        missing = [folder for folder in folders if not folder.exists()]
+        for folder in reversed(missing):
+            with _opened(folder.parent, _ROOT) as parent:
+                self._make(folder, parent)
+        for folder in {*folders[:2]} - self._synchronized:
+            with suppress(PermissionError), _opened(folder.parent, _ROOT) as parent:  # not ours, then, to make or lose
+                os.fsync(parent)
+            self._synchronized.add(folder)
+
+    def _make(self, folder: Path, parent: int) -> None:
+        """Make a folder that stays. One that is there may be lost yet: who made it may have died before its fsync."""
+        try:
+            os.mkdir(folder.name, dir_fd=parent)
+        except FileExistsError:
+            if folder in self._synchronized:
+                return
+        os.fsync(parent)
+        self._synchronized.add(folder)
 
 
 @contextmanager
@@ -128,20 +152,6 @@ def _opened(path: str | Path, flags: int, folder: int | None = None) -> Iterator
     finally:
         with suppress(OSError):  # what was written has been synchronized by now: a late error would only hide that
             os.close(descriptor)
-
-
-def _make_root(root: Path) -> None:
-    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
-        with _opened(folder.parent, os.O_RDONLY | os.O_DIRECTORY) as parent:
-            os.fsync(parent)
-
-
-def _make_folder(name: str, parent: int) -> None:
-    with suppress(FileExistsError):
-        os.mkdir(name, dir_fd=parent)
-        os.fsync(parent)
 
 
 def _publish(folder: int, name: str, data: bytes) -> Created:

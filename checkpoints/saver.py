@@ -144,6 +144,9 @@ class Saver:
         blocked = time.perf_counter() - started
         self._job = _Job(number=self._number, step=step, metadata=copied, started=started, blocked_seconds=blocked)
         self._is_idle.clear()
+        if self._failure is not None:  # the thread has ended since: it will not say that this save has
+            self._is_idle.set()
+            self._raise_failure()
         self._jobs.put(self._job)
 
     def running(self) -> Running | None:

@@ -1,11 +1,38 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
+import pytest
 from hypothesis import HealthCheck, settings
+from support.points import PROPERTY, CountPoints, check_points
 
 # A busy machine is no failure; and in CI the same examples are tried each time, so that red means a change did it.
 settings.register_profile(
     "tests", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tests")
+
+
+@pytest.fixture
+def count_points(record_property: Callable[[str, object], None]) -> CountPoints:
+    """Takes the number of crash points that a test has tried: it is shown at the end, and must not shrink unnoticed."""
+
+    def count(kind: str, number: int) -> None:
+        record_property(PROPERTY, [kind, number])
+        check_points(kind, number)
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counted = [
+        (str(value[0]), int(value[1]))
+        for report in terminalreporter.stats.get("passed", [])
+        for name, value in report.user_properties
+        if name == PROPERTY and report.when == "call"
+    ]
+    points = sum(number for kind, number in counted if kind != "schedules")
+    operations = sum(number for kind, number in counted if kind == "schedules")
+    if counted:
+        terminalreporter.write_line(f"{points} crash points; {operations} operations in random schedules")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.faulty_store import FaultyStore
+from support.faulty_store import Crash, FaultyStore
 from support.saving import SECONDS, Alone, assert_state, claim, live, start, state_of
 from support.writers import kill_when_it_has_a_command, stop
 from torch.distributed import HashStore
@@ -140,7 +140,7 @@ class CountCopies(TorchDispatchMode):
 
 
 def test_a_save_blocks_for_one_copy_of_the_state_and_touches_no_storage(tmp_path: Path) -> None:
-    store = FaultyStore(tmp_path)
+    store = FaultyStore(PosixStore(tmp_path))
     alone = start(store)
     store.threads.clear()
     with CountCopies() as counted:
@@ -605,3 +605,28 @@ def test_restoring_names_the_rank_that_does_not_answer(tmp_path: Path) -> None:
             state=state_of(0),
             deadline_seconds=0.2,
         )
+
+
+def test_a_save_that_starts_while_the_background_work_dies_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_staging = threading.Event()
+
+    class DyingStore(FaultyStore):
+        def read_back(self, key: str, block_bytes: int) -> Iterator[memoryview]:
+            assert is_staging.wait(SECONDS)
+            raise Crash
+            yield
+
+    alone = start(DyingStore(MemoryStore()))
+    assert alone.save(1).commit is not None
+    stage = alone.saver._stage
+
+    def stage_late(state: dict[str, torch.Tensor]) -> None:
+        stage(state)
+        is_staging.set()
+        alone.saver._thread.join(SECONDS)
+
+    monkeypatch.setattr(alone.saver, "_stage", stage_late)
+    with pytest.raises(Crash):
+        alone.saver.save(2, state_of(2), {})
+    assert alone.saver.is_free(0)
+    alone.close()

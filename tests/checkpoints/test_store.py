@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.disk import Disk, Folder, Loss, materialise
+from support.faulty_store import Crash
 
 from checkpoints.errors import KeyMissing, NotExclusive, StoreError
 from checkpoints.memory_store import MemoryStore
@@ -205,3 +207,37 @@ def test_deleting_a_save_removes_its_folder_but_not_the_shared_ones(tmp_path: Pa
     store.delete("log/1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "log"]
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_folders_whose_maker_died_before_their_fsync_are_synchronized_by_the_next_writer(tmp_path: Path) -> None:
+    folders = ("run", "run/root", "run/root/data", "run/root/data/save")
+    for number in range(len(folders)):
+        base, tree = tmp_path / str(number), Folder()
+        base.mkdir()
+        first = Disk(base, tree, lambda base=base, last=folders[number]: die_once_there(base / last))
+        with first.recording(), pytest.raises(Crash):
+            PosixStore(base / "run" / "root").put("data/save/first", views(b"x"))
+        second = Disk(base, tree)
+        with second.recording():
+            PosixStore(base / "run" / "root").put("data/save/second", views(b"whole"))
+        materialise(tree, base / "after", Loss.ALL)
+        assert PosixStore(base / "after" / "run" / "root").get("data/save/second") == b"whole"
+
+
+def die_once_there(folder: Path) -> None:
+    if folder.exists():
+        raise Crash
+
+
+def test_a_folder_is_synchronized_once_by_a_store(tmp_path: Path) -> None:
+    for name in ("run", "run/root", "run/root/log"):
+        (tmp_path / name).mkdir()
+    calls: list[None] = []
+    log, root, run = Folder(), Folder(), Folder()
+    root.entries, run.entries = {"log": log}, {"root": root}
+    with Disk(tmp_path, Folder(entries={"run": run}), lambda: calls.append(None)).recording():
+        store = PosixStore(tmp_path / "run" / "root")
+        store.create("log/1", b"x")
+        first = len(calls)
+        store.create("log/2", b"x")
+    assert first - (len(calls) - first) == 3  # the fsyncs for `run`, `root` and `log`
