@@ -44,10 +44,10 @@ class MemoryStore:
         data = self._file("get", key)
         return data[start : None if length is None else start + length]
 
-    def read_back(self, key: str, block_bytes: int) -> Iterator[memoryview]:
+    def read_back(self, key: str, part_bytes: int) -> Iterator[memoryview]:
         data = memoryview(self._file("read back", key))
-        for start in range(0, len(data), block_bytes):
-            yield data[start : start + block_bytes]
+        for start in range(0, len(data), part_bytes):
+            yield data[start : start + part_bytes]
 
     def list(self, prefix: str) -> dict[str, int]:
         with self._lock:

@@ -65,15 +65,15 @@ class PosixStore:
                 start += len(part)
             return b"".join(parts)
 
-    def read_back(self, key: str, block_bytes: int) -> Iterator[memoryview]:
+    def read_back(self, key: str, part_bytes: int) -> Iterator[memoryview]:
         with self._folder("read back", key) as (folder, name), _opened(name, _FILE, folder) as file:
             _size(file)
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             _bypass_cache(file, True)
-            block = memoryview(mmap.mmap(-1, block_bytes))  # page-aligned, as reads past the cache must be
+            part = memoryview(mmap.mmap(-1, part_bytes))  # page-aligned, as reads past the cache must be
             start = 0
-            while filled := _read_into(file, block, start):
-                yield block[:filled]
+            while filled := _read_into(file, part, start):
+                yield part[:filled]
                 start += filled
 
     def list(self, prefix: str) -> dict[str, int]:
@@ -193,12 +193,12 @@ def _write(file: int, data: memoryview) -> None:
                 raise
 
 
-def _read_into(file: int, block: memoryview, start: int) -> int:
-    """Fill the block from byte `start`; returns less than its length only where the file ends."""
+def _read_into(file: int, part: memoryview, start: int) -> int:
+    """Fill the part from byte `start`; returns less than its length only where the file ends."""
     filled = 0
-    while filled < len(block):
+    while filled < len(part):
         try:
-            count = os.preadv(file, [block[filled:]], start + filled)
+            count = os.preadv(file, [part[filled:]], start + filled)
         except OSError as error:
             if error.errno != errno.EINVAL or not _bypass_cache(file, False):
                 raise

@@ -7,7 +7,17 @@ from collections.abc import Mapping
 
 from checkpoints.entry import Commit
 from checkpoints.errors import CorruptCheckpoint, KeyMissing
-from checkpoints.manifest import ITEM_BYTES, MOST_BYTES, Chunk, File, Manifest, Tensor, block_digest, manifest_digest
+from checkpoints.manifest import (
+    ITEM_BYTES,
+    MOST_BYTES,
+    PART_BYTES,
+    Chunk,
+    File,
+    Manifest,
+    Tensor,
+    block_digest,
+    manifest_digest,
+)
 from checkpoints.store import Store
 from checkpoints.strict_json import encode
 
@@ -26,11 +36,12 @@ class CommitReader:
 
     def read(self, path: str, start: int, length: int) -> bytearray:
         """Verified bytes of a file. Raises CorruptCheckpoint naming the file and the block."""
-        size = self._files[path].block_bytes
         data = bytearray(length)
-        for i in range(start // size, -(-(start + length) // size)):
-            low, high = max(start, i * size), min(start + length, (i + 1) * size)
-            data[low - start : high - start] = memoryview(self._block(path, i))[low - i * size : high - i * size]
+        done = 0
+        while done < length:
+            part = self._part(self._files[path], start + done, start + length)
+            data[done : done + len(part)] = part
+            done += len(part)
         return data
 
     def read_chunk(self, tensor: Tensor, chunk: Chunk, first: int, count: int) -> bytearray:
@@ -38,14 +49,18 @@ class CommitReader:
         size = ITEM_BYTES[tensor.dtype]
         return self.read(chunk.file, chunk.start + first * size, count * size)
 
-    def _block(self, path: str, i: int) -> bytes:
-        if self._last[:2] != (path, i):
-            file = self._files[path]
-            key = f"{self._commit.folder}/{path}"
-            block = self._store.get(key, i * file.block_bytes, file.block_bytes)
-            check_block(key, file, i, block)
-            self._last = (path, i, block)
-        return self._last[2]
+    def _part(self, file: File, start: int, end: int) -> memoryview:
+        """Verified bytes from `start` on: up to `end`, or as many of them as are read at once."""
+        path, first, part = self._last
+        if path != file.path or not first <= start < first + len(part):
+            first = start - start % file.block_bytes
+            blocks = min(-(-(end - first) // file.block_bytes), _blocks_at_once(file))
+            key = f"{self._commit.folder}/{file.path}"
+            part = self._store.get(key, first, blocks * file.block_bytes)
+            for i in range(blocks):
+                check_block(key, file, first // file.block_bytes + i, _block(part, file, i))
+            self._last = (file.path, first, part)
+        return memoryview(part)[start - first : end - first]
 
 
 def open_commit(store: Store, commit: Commit) -> CommitReader:
@@ -89,15 +104,24 @@ def check_block(key: str, file: File, i: int, block: bytes | memoryview) -> None
         raise CorruptCheckpoint(key, f"block {i} (byte {i * file.block_bytes}) has the wrong digest")
 
 
+def _blocks_at_once(file: File) -> int:
+    return max(1, PART_BYTES // file.block_bytes)
+
+
+def _block(part: bytes | memoryview, file: File, i: int) -> memoryview:
+    return memoryview(part)[i * file.block_bytes : (i + 1) * file.block_bytes]
+
+
 def verify_file(store: Store, key: str, file: File) -> None:
     """Read the whole file back from the medium. Raises CorruptCheckpoint naming the first block that is wrong."""
     count = 0
     try:
-        for block in store.read_back(key, file.block_bytes):
-            if count == len(file.blocks):
-                raise CorruptCheckpoint(key, f"is longer than {file.size} bytes")
-            check_block(key, file, count, block)
-            count += 1
+        for part in store.read_back(key, _blocks_at_once(file) * file.block_bytes):
+            for i in range(-(-len(part) // file.block_bytes)):
+                if count == len(file.blocks):
+                    raise CorruptCheckpoint(key, f"is longer than {file.size} bytes")
+                check_block(key, file, count, _block(part, file, i))
+                count += 1
     except KeyMissing as error:
         raise CorruptCheckpoint(key, "is missing") from error
     if count < len(file.blocks):

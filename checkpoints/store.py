@@ -42,8 +42,8 @@ class Store(Protocol):
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         """Up to `length` bytes from byte `start`; fewer where the file ends. Raises KeyMissing."""
 
-    def read_back(self, key: str, block_bytes: int) -> Iterator[memoryview]:
-        """The file in blocks, from the medium and not from a cache; each block is valid until the next is asked for."""
+    def read_back(self, key: str, part_bytes: int) -> Iterator[memoryview]:
+        """The file in parts, from the medium and not from a cache; each part is valid until the next is asked for."""
 
     def list(self, prefix: str) -> dict[str, int]:
         """Each key below the folder `prefix`, which ends in a slash, with its size in bytes."""

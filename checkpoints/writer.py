@@ -23,7 +23,7 @@ from typing import Protocol
 
 from checkpoints.arena import Arena
 from checkpoints.errors import CorruptCheckpoint, StoreError, StoreUnwritable, one_line
-from checkpoints.manifest import BLOCK_BYTES, File, block_digest
+from checkpoints.manifest import BLOCK_BYTES, PART_BYTES, File, block_digests
 from checkpoints.reader import verify_file
 from checkpoints.store import Store, open_store
 from checkpoints.strict_json import Fields, encode
@@ -126,20 +126,20 @@ class WriterProcess:
         return _unwrap(Fields.parse("the writer's answer", line, _MOST_ANSWER_BYTES))
 
 
-def _write(store: Store, data: memoryview, folder: str, path: str, before_block: Callable[[], None]) -> File:
+def _write(store: Store, data: memoryview, folder: str, path: str, before_part: Callable[[], None]) -> File:
     # Digests are computed beside the writes: both leave the interpreter's lock, and the medium is what takes long.
     with ThreadPoolExecutor(1, "digests") as pool:
-        digests: list[Future[str]] = []
+        digests: list[Future[list[str]]] = []
 
-        def blocks() -> Iterator[memoryview]:
-            for start in range(0, len(data), BLOCK_BYTES):
-                before_block()
-                block = data[start : start + BLOCK_BYTES]
-                digests.append(pool.submit(block_digest, block))
-                yield block
+        def parts() -> Iterator[memoryview]:
+            for start in range(0, len(data), PART_BYTES):
+                before_part()
+                part = data[start : start + PART_BYTES]
+                digests.append(pool.submit(block_digests, part))
+                yield part
 
-        store.put(f"{folder}/{path}", blocks())
-        found = tuple(digest.result() for digest in digests)
+        store.put(f"{folder}/{path}", parts())
+        found = tuple(digest for part in digests for digest in part.result())
     return File(path=path, size=len(data), block_bytes=BLOCK_BYTES, blocks=found)
 
 
@@ -155,12 +155,12 @@ def _unwrap(answer: Fields) -> Fields:
             raise error(answer.text("operation"), answer.text("key"), answer.text("reason"))
 
 
-def _answer(store: Store, arena: memoryview, command: Fields, before_block: Callable[[], None]) -> dict[str, object]:
+def _answer(store: Store, arena: memoryview, command: Fields, before_part: Callable[[], None]) -> dict[str, object]:
     folder = command.text("folder")
     try:
         if command.text("do") == "write":
             size = command.integer("size", most=len(arena))
-            file = _write(store, arena[:size], folder, command.text("path"), before_block)
+            file = _write(store, arena[:size], folder, command.text("path"), before_part)
             return {"kind": "done", "file": file.to_json()}
         file = File.from_json(command.inner("file"))
         verify_file(store, f"{folder}/{file.path}", file)

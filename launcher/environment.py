@@ -12,7 +12,7 @@ from typing import Any
 
 _PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "safetensors", "numpy", "omegaconf",
-    "fsspec", "tensorboard", "blake3",
+    "fsspec", "tensorboard", "blake3", "xxhash",
 )  # fmt: skip
 
 _GPU_FIELDS = "name,driver_version,memory.total"

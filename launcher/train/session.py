@@ -203,6 +203,8 @@ def _join_ranks(plan: Plan) -> torch.device:
         dist.init_process_group("nccl", timeout=COLLECTIVE_TIMEOUT, device_id=device)
         return device
     torch.use_deterministic_algorithms(True)
+    # A debugging aid that writes all new memory twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
     return torch.device("cpu")
 

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint import state_dict_saver as dcp
 from checkpoints.arena import Arena
 from checkpoints.channel import Channel
 from checkpoints.log import Claim, CommitLog
-from checkpoints.manifest import BLOCK_BYTES, PAGE_BYTES
+from checkpoints.manifest import PAGE_BYTES, PART_BYTES
 from checkpoints.owner import this_process
 from checkpoints.posix_store import PosixStore
 from checkpoints.saver import Saver
@@ -97,7 +97,7 @@ def direct(toy: Toy, root: Path) -> Save:
 
         def write() -> None:
             key = f"data/{step}/rank-{dist.get_rank()}"
-            store.put(key, (data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)))
+            store.put(key, (data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)))
             times.append(time.perf_counter())
             store.delete(key)
 

@@ -79,7 +79,7 @@ CHUNKS = ("tensors", 0, "chunks")
 @pytest.mark.parametrize(
     "change",
     [
-        set_at("format", to=2),
+        set_at("format", to=3),
         set_at("step", to=-1),
         set_at("step", to=True),
         set_at("world_size", to=0),

@@ -18,11 +18,11 @@ from support.writers import kill_when_it_has_a_command, stop
 
 from checkpoints.arena import Arena
 from checkpoints.errors import CorruptCheckpoint, StoreError
-from checkpoints.manifest import BLOCK_BYTES, block_digest
+from checkpoints.manifest import BLOCK_BYTES, PART_BYTES, block_digest
 from checkpoints.posix_store import PosixStore
 from checkpoints.writer import WriterProcess
 
-SIZE = BLOCK_BYTES + 3 * 4096
+SIZE = PART_BYTES + 3 * 4096
 FOLDER = "data/1-1-ab"
 
 
@@ -53,7 +53,9 @@ def test_the_arena_is_written_and_each_block_digested(writer: WriterProcess, are
     file = writer.write(FOLDER, "rank-00000.bin", SIZE, 20)
     data = bytes(arena.memory)
     assert PosixStore(tmp_path).get(f"{FOLDER}/rank-00000.bin") == data
-    assert file.blocks == (block_digest(data[:BLOCK_BYTES]), block_digest(data[BLOCK_BYTES:]))
+    assert file.blocks == tuple(
+        block_digest(data[start : start + BLOCK_BYTES]) for start in range(0, SIZE, BLOCK_BYTES)
+    )
     writer.verify(FOLDER, file, 20)
 
 
@@ -64,7 +66,7 @@ def test_reading_back_finds_a_flipped_bit_and_says_where(writer: WriterProcess, 
         byte = stream.read(1)[0]
         stream.seek(BLOCK_BYTES + 5)
         stream.write(bytes([byte ^ 1]))
-    with pytest.raises(CorruptCheckpoint, match=r"rank-00000.bin: block 1 \(byte 8388608\) has the wrong digest"):
+    with pytest.raises(CorruptCheckpoint, match=r"rank-00000.bin: block 1 \(byte 1048576\) has the wrong digest"):
         writer.verify(FOLDER, file, 20)
 
 

@@ -29,17 +29,19 @@ class DataParallelEngine:
         self._buffers = {} if recipe.adapter else saved_buffers(model)
         self._optimizer = make_adamw(self._trainable, recipe.optimizer)
         self._own_time = make_own_time(device)
-        self._replica = _replicate(model, self._own_time) if dist.get_world_size() > 1 else model
+        self._is_alone = dist.get_world_size() == 1
+        self._replica = model if self._is_alone else _replicate(model, self._own_time)
 
     def train_step(self, micro_batches: Sequence[Batch], *, lr: float, wants_stop: bool) -> StepResult:
         self._own_time.start()
         sums = self._accumulate_gradients(micro_batches)
-        if self._replica is self.model:
+        if self._is_alone:
             self._own_time.mark()  # there is nobody to wait for
         is_finite = bool(torch.isfinite(sums[0]))
         # One collective carries the loss, the votes to stop, and the veto of a rank whose loss is not finite.
         votes = torch.cat([sums, sums.new_tensor([count_tokens(micro_batches), wants_stop, not is_finite])])
-        dist.all_reduce(votes)
+        if not self._is_alone:
+            dist.all_reduce(votes)
         loss_sum, targets, tokens, stops, vetoes = votes.tolist()
         if vetoes:
             self._refuse(float(sums[0]), is_finite, micro_batches)
@@ -47,7 +49,7 @@ class DataParallelEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=False)
+        self._optimizer.zero_grad(set_to_none=self._is_alone)  # DDP's gradients are views of its buckets and stay
         return StepResult(
             loss=loss_sum / targets,
             targets=int(targets),
@@ -63,7 +65,7 @@ class DataParallelEngine:
     def state(self) -> Mapping[str, torch.Tensor]:
         state: dict[str, torch.Tensor] = {f"model.{name}": p.detach() for name, p in self._trainable.items()}
         for name, buffer in self._buffers.items():
-            if self._replica is not self.model:
+            if not self._is_alone:
                 dist.broadcast(buffer, 0)  # rank 0's are those that DDP goes on with
             state[f"model.{name}"] = buffer
         for name, parameter in self._trainable.items():
