@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ _PATH_VARIABLE = "LAUNCH_NOTICE"
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A symbolic link that leads nowhere and whose target is the reason to stop: it is made whole, or not at all.
+    """A symbolic link that leads nowhere and whose target says when and why to stop: it is made whole, or not at all.
 
     It lies on the node's own disk, so that looking for it costs microseconds, and takes no space there.
     """
@@ -37,17 +38,26 @@ class Notice:
     def give(self, reason: str) -> None:
         """The first reason stands. Safe in a signal handler."""
         with contextlib.suppress(FileExistsError, FileNotFoundError):  # given already, or the node has cleaned up
-            os.symlink(reason, self.path)
+            os.symlink(f"{time.monotonic()} {reason}", self.path)
 
     def is_given(self) -> bool:
         return os.path.lexists(self.path)
 
     def reason(self) -> str:
         """Why to stop; empty when the notice was not given."""
+        return self._read()[1]
+
+    def seconds_ago(self) -> float | None:
+        """How long ago the notice was given; None when it was not."""
+        given, _ = self._read()
+        return None if given is None else time.monotonic() - given
+
+    def _read(self) -> tuple[float | None, str]:
         try:
-            return os.readlink(self.path)
+            given, _, reason = os.readlink(self.path).partition(" ")
         except FileNotFoundError:
-            return ""
+            return None, ""
+        return float(given), reason
 
 
 def handle_signals(notice: Notice) -> None:

@@ -169,6 +169,12 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="end and restart ranks after so long without progress, at the earliest (default 20; 0: never)",
     )
+    parser.add_argument(
+        "--grace-seconds",
+        type=_seconds,
+        metavar="N",
+        help="how long after a stop signal the run is ended by force; it is gone before that (default: never)",
+    )
     parser.add_argument("--takeover", action="store_true", help="take a run from an owner that looks alive")
     parser.add_argument(
         "--allow-change",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import median_low
 
 SLOWER_THAN_MEDIAN = 1.5
 
@@ -36,7 +35,7 @@ def stragglers(paces: Iterable[Pace]) -> list[Straggler]:
     paces = list(paces)
     if not paces:
         return []
-    middle = median_low(pace.seconds for pace in paces)
+    middle = sorted(pace.seconds for pace in paces)[(len(paces) - 1) // 2]
     found = [
         Straggler(rank=pace.rank, host=pace.host, seconds=pace.seconds, ratio=round(pace.seconds / middle, 2))
         for pace in paces

@@ -147,7 +147,7 @@ def _run(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.N
         say(f"{title:10} {text}")
     settings = {
         **_place(recipe, plan), "takeover": arguments.takeover, "allow_change": arguments.allow_change,
-        "hang_seconds": arguments.hang_seconds,
+        "hang_seconds": arguments.hang_seconds, "grace_seconds": arguments.grace_seconds,
     }  # fmt: skip
     display = make_display(recipe.steps)
     try:

@@ -24,6 +24,7 @@ from launcher.errors import NoProgress
 from launcher.runs import Attempt, Outcome, Run
 from launcher.status import commit_count
 from launcher.train.failures import Failure, first_failure
+from launcher.train.grace import Grace, leave_in_time
 from launcher.train.watchdog import Watchdog
 
 RESTARTS_WITHOUT_COMMIT = 3
@@ -36,6 +37,7 @@ def main(run_folder: str, attempt_number: str) -> int:
     run = Run(Path(run_folder))
     attempt = run.attempt(int(attempt_number))
     record = attempt.record()
+    leave_in_time(Grace(notice, record["grace_seconds"]), attempt)
     _start_forkserver(record["preload"])
     outcome = _run_until_it_ends(
         run, attempt, notice, ranks=record["ranks_per_node"], hang_seconds=record["hang_seconds"]

@@ -44,7 +44,7 @@ def train(session: Session) -> Outcome:
             break
     with session.pulse.during(Phase.SAVING):
         _report_saves(session, session.saver.wait(SAVE_DEADLINE_SECONDS))
-    if progress.step < recipe.steps:
+    if progress.step < recipe.steps or session.was_late:
         return _stopped(session)
     if session.committed_step < progress.step:
         raise RunFailed(f"the checkpoint of the last step {progress.step} could not be written; mend that and resume")

@@ -32,6 +32,7 @@ from launcher.runs import Attempt, Events, Run, read_json, write_json
 from launcher.train.data import Example, data_digest, load_examples, micro_batches
 from launcher.train.digests import sample_digest
 from launcher.train.engines import Batch, Engine, make_engine
+from launcher.train.grace import Grace
 from launcher.train.metrics import Metrics
 from launcher.train.models import LoadedModel, base_digest, load_model
 from launcher.train.pulse import Phase, Pulse
@@ -65,6 +66,7 @@ class Session:
     recipe: Recipe
     plan: Plan
     notice: Notice
+    grace: Grace
     pulse: Pulse
     rank: int
     claim: Claim | None  # on rank 0 alone
@@ -77,6 +79,7 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     committed_step: int = 0
     longest_save_seconds: float = 0.0
+    was_late: bool = False  # the last save was left out for lack of time
     slow_step: int = 0  # the last save that was reported for taking long
     blocked_seconds: float = 0.0  # training was held up by checkpoints since the last recorded step
     metrics: Metrics | None = None  # on rank 0 alone
@@ -96,7 +99,8 @@ class Session:
     def save(self, *, is_last: bool) -> None:
         """Start a checkpoint of the current step; training is held up for the copy alone.
 
-        A save before it that is slow on any rank is not waited for: this one is skipped, unless it is the last.
+        A save before it that is slow on any rank is not waited for: this one is skipped, unless it is the last. The
+        last one is left out when it would not be done before the run is ended by force.
         """
         with self.pulse.during(Phase.SAVING):
             self._save(is_last=is_last)
@@ -104,12 +108,16 @@ class Session:
     def _save(self, *, is_last: bool) -> None:
         started = time.perf_counter()
         is_free = self.saver.is_free(3 * SAVE_DEADLINE_SECONDS if is_last else self._patience_seconds())
-        votes = torch.tensor([self.progress.digest, not is_free], dtype=torch.int64, device=self.engine.device)
+        is_late = is_last and self.grace.left() < self.longest_save_seconds
+        votes = torch.tensor([self.progress.digest, not is_free, is_late], dtype=torch.int64, device=self.engine.device)
         dist.all_reduce(votes)
-        total, busy_ranks = votes.tolist()
+        total, busy_ranks, late_ranks = votes.tolist()
         if self.metrics is not None:
             self.metrics.flush()
-        if busy_ranks:
+        if late_ranks:
+            self.was_late = True
+            self.report("save_late", step=self.progress.step, seconds=round(self.longest_save_seconds, 3))
+        elif busy_ranks:
             self.report("save_skipped", step=self.progress.step)
         else:
             samples = {"count": self.progress.samples, "digest": f"{total % 2**63:016x}"}
@@ -158,7 +166,8 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         keep=recipe.checkpoint.keep, deadline_seconds=SAVE_DEADLINE_SECONDS,
     )  # fmt: skip
     session = Session(
-        attempt=attempt, recipe=recipe, plan=plan, notice=notice, pulse=pulse, rank=rank, claim=claim, engine=engine,
+        attempt=attempt, recipe=recipe, plan=plan, notice=notice, grace=Grace(notice, record["grace_seconds"]),
+        pulse=pulse, rank=rank, claim=claim, engine=engine,
         model=model, saver=saver, identity=_identity(recipe, model, attempt) if rank == 0 else {},
         held_out=load_examples(recipe, "held_out", model.tokenizer)[: recipe.evaluation.samples],
         events=attempt.open_events(),
@@ -181,7 +190,9 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Random numbers of a step depend on (seed, step, rank) alone, so that a resumed run draws the same ones."""
     state = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint64)
-    torch.manual_seed(int(state[0]))
+    # Without a GPU to seed, torch.manual_seed keeps the seed for later, with the whole stack as text, in each step.
+    seed_torch = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+    seed_torch(int(state[0]))
     np.random.seed(int(state[1]) % 2**32)
     random.seed(int(state[1]))
 
