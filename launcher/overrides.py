@@ -76,7 +76,7 @@ def apply(recipe: Recipe, settings: Mapping[str, Any], source: str = "") -> Reci
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    config = _config_of(asdict(replace(recipe, laptop={})), source)
+    config = _tree_of(replace(recipe, laptop={}), source)
     for key, value in settings.items():
         try:
             OmegaConf.update(config, key, _read(value, config, key), merge=False, force_add=_is_open(key))
@@ -110,6 +110,22 @@ def from_mapping(settings: Mapping[str, Any], source: str) -> Recipe:
 def known_keys(recipe: Recipe) -> list[str]:
     """Every key that can be set: the leaves, and the section that can be null."""
     return [*dict.fromkeys([*flatten(recipe), "adapter"])]
+
+
+def _tree_of(recipe: Recipe, source: str) -> Any:
+    """The recipe as an omegaconf tree."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    settings = asdict(recipe)
+    if "${" in repr(settings):
+        return _config_of(settings, source)
+    try:
+        config = OmegaConf.structured(recipe)  # in half the time of a merge
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UsageError(_located(error, source, settings)) from error
+    _allow_writing(config)
+    return config
 
 
 def _config_of(settings: Mapping[str, Any], source: str) -> Any:
@@ -182,6 +198,8 @@ def _read(value: Any, config: Any, key: str) -> Any:
 
 def _escaped(text: str) -> str:
     """The text with `${...}` made literal, as omegaconf's grammar says: backslashes before it doubled, and one more."""
+    if "${" not in text:
+        return text
     return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
 
 
