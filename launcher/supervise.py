@@ -24,7 +24,7 @@ from launcher.runs import Attempt, Outcome, Run, write_json
 from launcher.status import commit_count
 from launcher.watch import Display, Follower
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.1
 LOST_ATTEMPTS_WITHOUT_COMMIT = 3
 _TRAINING_MODULES = (
     "torch._dynamo",

@@ -69,6 +69,7 @@ class Disturbed:
     name: str
     ranks: int
     changed: dict[str, object] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
     launches: int = 0
 
     @property
@@ -77,7 +78,7 @@ class Disturbed:
 
     @cached_property
     def words(self) -> list[str]:
-        return [*self.course.words(self.ranks, **self.changed), "--name", self.name]
+        return [*self.course.words(self.ranks, **self.changed), *self.flags, "--name", self.name]
 
     def launch(self) -> subprocess.Popen[str]:
         """The same command starts the run and resumes it."""

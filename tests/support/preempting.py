@@ -17,12 +17,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 RECEIVERS = ("rank", "node", "group")
 # What may come out instead of 75: the run was about to end anyhow.
 MAY_END_WELL = (LAST_STEP, EXIT)
+GRACE_SECONDS = 30.0  # several times what a stop takes here
 MISSED, STOPPED, DONE, CUT_OFF = "missed", "75", "0", "cut off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """`grace_seconds`: everything is killed that long after the signal; None leaves the run the time it needs."""
+    """`grace_seconds`: everything is killed that long after the signal; None leaves the run the time that it was told."""
 
     number: signal.Signals
     receiver: str
@@ -47,7 +48,8 @@ class Preempter:
 
     def __init__(self, course: Course, name: str, ranks: int, cases: Sequence[Case], seed: str) -> None:
         changed = {"data__workers": cases[0].workers}
-        self._disturbed = Disturbed(course, name, ranks, changed=changed)
+        flags = ("--grace-seconds", f"{GRACE_SECONDS:.0f}")
+        self._disturbed = Disturbed(course, name, ranks, changed=changed, flags=flags)
         self._cases = cases
         self._random = random.Random(seed)
 
@@ -81,7 +83,10 @@ class Preempter:
                 return Result(case=case, outcome=CUT_OFF, step=newest_commit_step(self._disturbed.run))
         code = self._disturbed.wait_for_end()
         step, seconds = newest_commit_step(self._disturbed.run), time.time() - sent
-        return Result(case=case, outcome=str(code), step=step, seconds=seconds, trouble=self._judge(case, code, step))
+        trouble = self._judge(case, code, step)
+        if not trouble and seconds > GRACE_SECONDS:
+            trouble = f"it ended {seconds:.1f} s after the signal, and its grace was {GRACE_SECONDS:.0f} s"
+        return Result(case=case, outcome=str(code), step=step, seconds=seconds, trouble=trouble)
 
     def _try_to_send(self, case: Case, started: float) -> str:
         """Whether the signal was sent in the phase, or the phase was missed; nothing while neither is decided."""
