@@ -161,8 +161,8 @@ class Follower:
                 yield from self._saves.lines(event)
             case "save_late":
                 yield (
-                    f"no time is left for a checkpoint of step {event['step']} (the longest took {event['seconds']:.1f} s);"
-                    " leaving with the newest one"
+                    f"no time is left for a checkpoint of step {event['step']}"
+                    f" (the longest took {event['seconds']:.1f} s); leaving with the newest one"
                 )
             case "restarted":
                 yield f"{event['cause']}; its ranks start again from the newest commit"

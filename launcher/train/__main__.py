@@ -117,7 +117,7 @@ def _run_ranks(run: Run, attempt: Attempt, restart: int, ranks: int, pulses: str
         rdzv_endpoint=f"127.0.0.1:{store.port}",
         rdzv_configs={"rank": 0},
         max_restarts=0,
-        monitor_interval=0.02,
+        monitor_interval=0.05,
         start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=str(attempt.folder / "elastic")),
         local_addr="127.0.0.1",

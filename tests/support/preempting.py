@@ -23,7 +23,7 @@ MISSED, STOPPED, DONE, CUT_OFF = "missed", "75", "0", "cut off"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """`grace_seconds`: everything is killed that long after the signal; None leaves the run the time that it was told."""
+    """`grace_seconds`: everything is killed that long after the signal; None leaves it the time that it was told."""
 
     number: signal.Signals
     receiver: str
