@@ -82,6 +82,22 @@ def stop_signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def hold_stop_signals_in_forks() -> None:
+    """A process that is forked from this one begins with the stop signals blocked, until it calls `watch_signals`.
+
+    With the handlers of this one it would take the signal by which its supervisor ends it for the notice.
+    """
+    masks: list[set[signal.Signals | int]] = []
+
+    def hold() -> None:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS))
+
+    def restore() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+
+    os.register_at_fork(before=hold, after_in_parent=restore)
+
+
 def watch_signals(notice: Notice, supervisor: int, leave: Callable[[], None]) -> None:
     """Like `handle_signals`, for a process that its supervisor ends by a signal too: that one calls `leave`.
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import signal
 
-from cluster.preemption import Notice, handle_signals
+from cluster.preemption import Notice, handle_signals, hold_stop_signals_in_forks
 from cluster.processes import die_with_parent
 
 die_with_parent(signal.SIGKILL)
 handle_signals(Notice.from_environment())
+hold_stop_signals_in_forks()

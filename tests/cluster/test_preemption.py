@@ -54,6 +54,30 @@ def test_a_signal_becomes_the_notice_and_ends_nothing(tmp_path, number):
     end(process)
 
 
+FORK = f"""{IMPORTS}
+import sys, time
+notice = Notice(Path(sys.argv[1]))
+handle_signals(notice)
+hold_stop_signals_in_forks()
+child = os.fork()
+if child == 0:
+    time.sleep(1)  # as a rank does that has not come to its first line yet
+    watch_signals(notice, supervisor=os.getppid(), leave=lambda: os._exit(7))
+    time.sleep(60)
+os.kill(child, signal.SIGTERM)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), notice.is_given())
+os.kill(os.getpid(), signal.SIGTERM)
+print(notice.reason())
+"""
+
+
+def test_a_forked_process_leaves_when_its_supervisor_says_so_before_it_listens(tmp_path):
+    said = subprocess.run(
+        [sys.executable, "-c", FORK, str(tmp_path / "notice")], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=90
+    )
+    assert said.stdout.split() == ["7", "False", "SIGTERM"]
+
+
 def test_the_first_reason_stands(tmp_path):
     notice = Notice(tmp_path / "notice")
     assert notice.reason() == ""
@@ -114,10 +138,12 @@ def test_a_handle_is_not_taken_for_a_later_process_of_the_same_pid():
 
 
 WAIT_FOR_NOTICE = """
-import os, sys, time
+import sys, time
+from cluster.preemption import Notice
+notice = Notice.from_environment()
 deadline = time.monotonic() + 60
-while not os.path.lexists(os.environ["LAUNCH_NOTICE"]) and time.monotonic() < deadline: time.sleep(0.01)
-open(sys.argv[1], "w").write(os.readlink(os.environ["LAUNCH_NOTICE"]))
+while not notice.is_given() and time.monotonic() < deadline: time.sleep(0.01)
+open(sys.argv[1], "w").write(notice.reason())
 """
 
 

@@ -125,6 +125,10 @@ class Disturbed:
         self.wait(lambda: self.launcher.poll() is not None, "the launcher to end")
         return self.launcher.returncode
 
+    def crash(self) -> Trouble:
+        """The launcher has ended as it must not."""
+        return Trouble("crash", f"exit code {self.launcher.returncode}: {self.launcher.communicate()[1][-2000:]}")
+
     def give_up(self) -> None:
         """Leave nothing at work, and nothing open."""
         if self.launches and self.launcher.poll() is None:
@@ -140,9 +144,7 @@ class Disturbed:
         if self.launcher.poll() != 0:
             self.launch()
             if self.wait_for_end() != 0:
-                raise Trouble(
-                    "crash", f"exit code {self.launcher.returncode}: {self.launcher.communicate()[1][-2000:]}"
-                )
+                raise self.crash()
 
     def check_commits(self) -> None:
         """Each commit that was told of is live or was retired, and what is live is intact. Nothing may be at work."""
