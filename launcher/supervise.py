@@ -22,6 +22,7 @@ from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.runs import Attempt, Outcome, Run, write_json
 from launcher.status import commit_count
+from launcher.strategies import STRATEGIES
 from launcher.watch import Display, Follower
 
 POLL_SECONDS = 0.05
@@ -30,7 +31,6 @@ _TRAINING_MODULES = (
     "torch._dynamo",
     "torch.distributed.checkpoint",
     "launcher.train.loop",
-    "launcher.train.engines.ddp",
     "tensorboard.summary.writer.event_file_writer",
     "omegaconf",
 )
@@ -110,7 +110,7 @@ def _environment(topology: Topology) -> dict[str, str]:
 
 
 def _modules_to_preload(recipe: Recipe, has_gpus: bool) -> list[str]:
-    modules = [*_TRAINING_MODULES]
+    modules = [*_TRAINING_MODULES, STRATEGIES[recipe.parallel.strategy].module]
     if recipe.model.name is not None:
         modules += _PRETRAINED_MODULES
     if recipe.quantize != "none" and not has_gpus:  # bitsandbytes looks at the GPU when it is imported

@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -32,6 +32,7 @@ from launcher.runs import Attempt, Events, Run, read_json, write_json
 from launcher.train.data import Example, data_digest, load_examples, micro_batches
 from launcher.train.digests import sample_digest
 from launcher.train.engines import Batch, Engine, make_engine
+from launcher.train.engines.loss_scale import LossScale
 from launcher.train.metrics import Metrics
 from launcher.train.models import LoadedModel, base_digest, load_model
 from launcher.train.pulse import Phase, Pulse
@@ -113,7 +114,9 @@ class Session:
             self.report("save_skipped", step=self.progress.step)
         else:
             samples = {"count": self.progress.samples, "digest": f"{total % 2**63:016x}"}
-            metadata = {"step": self.progress.step, "samples": samples, "identity": self.identity}
+            metadata: dict[str, object] = {"step": self.progress.step, "samples": samples, "identity": self.identity}
+            if self.engine.loss_scale is not None:
+                metadata["loss_scale"] = asdict(self.engine.loss_scale)
             self.saver.save(self.progress.step, self.engine.state(), metadata)
         self.blocked_seconds += time.perf_counter() - started
 
@@ -151,7 +154,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     store = open_store(run.checkpoints)
     claim = _claim(store, run, attempt, agent=agent, is_takeover=record["takeover"]) if rank == 0 else None
     model = load_model(recipe, device, record["precision"])
-    engine = make_engine(recipe, model.module, device, record["precision"])
+    engine = make_engine(recipe, plan, model.module, device, record["precision"])
     channel = _open_channel(f"{attempt.number}/{restart}")
     saver = Saver(
         store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks,
@@ -243,3 +246,6 @@ def _take_up(session: Session, restored: Restored, allowed: list[str]) -> None:
         session.progress.digest = int(samples.text("digest", most=16), 16)
     session.progress.step = session.committed_step = step
     session.progress.samples = samples.integer("count")
+    if session.engine.loss_scale is not None and "loss_scale" in restored.metadata:  # another precision has none
+        saved = metadata.inner("loss_scale")
+        session.engine.loss_scale = LossScale(factor=saved.number("factor"), good_steps=saved.integer("good_steps"))

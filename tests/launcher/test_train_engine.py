@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from cluster.topology import Topology
 from launcher import AdamW, Data, Model, Recipe, Schedule
+from launcher.plan import make_plan
 from launcher.train.data import collate
 from launcher.train.engines import Engine, make_engine
 from launcher.train.failures import NonFiniteLoss
@@ -14,6 +16,7 @@ from launcher.train.gpt import GPT
 from launcher.train.optim import learning_rate
 
 RECIPE = Recipe(model=Model(build="m:f"), data=Data(path="x.txt"), steps=10, optimizer=AdamW(lr=1e-2, clip=0.5))
+PLAN = make_plan(RECIPE, Topology(nodes=1, ranks_per_node=1, has_gpus=False), cores_per_node=2)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +29,7 @@ def one_rank() -> Iterator[None]:
 def make() -> Engine:
     torch.manual_seed(0)
     model = GPT(vocabulary=16, context=8, width=8, layers=1, heads=2)
-    return make_engine(RECIPE, model, torch.device("cpu"), "fp32")
+    return make_engine(RECIPE, PLAN, model, torch.device("cpu"), "fp32")
 
 
 def examples(lengths: list[int]) -> list[dict[str, object]]:
