@@ -17,10 +17,13 @@ NF4 = "quantize=nf4"
 class Strategy:
     """implementation: `module:class` that implements `launcher.train.engines.strategy.Strategy`.
 
+    shards: a rank holds its share of the model, takes it from one that was built on the CPU, and needs only the shapes
+        of one whose values a checkpoint will bring.
     refuses: settings that it cannot be used with, and why; a key that holds several means all of them together.
     """
 
     implementation: str
+    shards: bool = False
     refuses: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -39,6 +42,7 @@ STRATEGIES: Mapping[str, Strategy] = {
         implementation="launcher.train.engines.ddp:DataParallel",
         refuses={OFFLOAD: _REPLICATES, HYBRID: _REPLICATES},
     ),
+    "fsdp": Strategy(implementation="launcher.train.engines.fsdp:FullySharded", shards=True),
 }
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.recipe import Recipe
+from launcher.train.agreement import any_rank
 from launcher.train.data import Example, collate, prompt_ids, to_device
 from launcher.train.engines import Engine
 from launcher.train.functions import find_function
@@ -26,7 +27,7 @@ def perplexity(
     engine.model.eval()
     with torch.no_grad():
         for start in range(0, longest, micro):
-            if engine.any_rank(wants_stop()):
+            if any_rank(wants_stop(), engine.device):
                 engine.model.train()
                 return None
             indices = mine[start : start + micro]

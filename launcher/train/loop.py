@@ -12,6 +12,7 @@ import torch
 from checkpoints.saver import SaveResult
 from launcher.errors import RunFailed
 from launcher.runs import Outcome
+from launcher.train.agreement import any_rank
 from launcher.train.data import to_device
 from launcher.train.engines import Batch, StepResult
 from launcher.train.evaluation import completion, perplexity
@@ -26,7 +27,7 @@ def train(session: Session) -> Outcome:
     """Train from the session's progress to the end of the recipe, or to the step that the ranks agree to stop at."""
     recipe, progress = session.recipe, session.progress
     last = recipe.stop_after or recipe.steps
-    if (progress.step == 0 and not _evaluate(session)) or session.engine.any_rank(session.notice.is_given()):
+    if (progress.step == 0 and not _evaluate(session)) or any_rank(session.notice.is_given(), session.engine.device):
         return _stopped(session)
     batches = session.batches()
     while progress.step < last:

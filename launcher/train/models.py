@@ -7,17 +7,22 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.checkpoint import checkpoint
 
 from launcher.errors import UsageError
 from launcher.recipe import Lora, Recipe
+from launcher.strategies import STRATEGIES
 from launcher.train.digests import digest_files
 from launcher.train.functions import find_function
+from launcher.train.precision import COMPUTE_DTYPES
 
 _WEIGHTS_AND_TOKENIZER = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer.model")
 
@@ -47,20 +52,43 @@ def _elements(parameter: torch.nn.Parameter) -> int:
     return parameter.numel() if quantised is None else int(quantised.shape.numel())
 
 
-def load_model(recipe: Recipe, device: torch.device, precision: str) -> LoadedModel:
-    """Build the recipe's model; the same on every rank, because each seeds itself before what it initialises."""
+def load_model(recipe: Recipe, device: torch.device, precision: str, *, is_hollow: bool = False) -> LoadedModel:
+    """Build the recipe's model; the same on every rank, because each seeds itself before what it initialises.
+
+    is_hollow: parameters have shapes and no memory (they are on the meta device); buffers are as ever.
+    """
+    hollow = _parameters_without_memory() if is_hollow else nullcontext()
     if recipe.model.build is not None:
         torch.manual_seed(recipe.seed)
-        module = find_function(recipe.model.build)(**recipe.model.arguments)
-        return LoadedModel(module=prepare_model(module, recipe).to(device))
+        with hollow:
+            module = find_function(recipe.model.build)(**recipe.model.arguments)
+        prepared = prepare_model(module, recipe)
+        return LoadedModel(module=prepared if is_hollow else prepared.to(device))
     source = locate(str(recipe.model.name))
     from transformers import AutoTokenizer
 
-    base = _load_base(source, recipe, device, precision)
+    if is_hollow:
+        with hollow:
+            base = _base_of_config(source)
+    else:
+        base = _load_base(source, recipe, device, precision)
     torch.manual_seed(recipe.seed)  # only now: loading draws random numbers, more of them when it has to convert
     return LoadedModel(
         module=prepare_model(base, recipe), tokenizer=AutoTokenizer.from_pretrained(source), source=source
     )
+
+
+def repeated_blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers that a model repeats: the items of its outermost lists of modules of one class."""
+    found: list[torch.nn.Module] = []
+    for child in module.children():
+        items = list(child.children()) if isinstance(child, torch.nn.ModuleList | torch.nn.Sequential) else []
+        is_list = isinstance(child, torch.nn.ModuleList) or len(items) > 1
+        if is_list and len({type(item) for item in items}) == 1 and any(True for _ in child.parameters()):
+            found += items
+        else:
+            found += repeated_blocks(child)
+    return found
 
 
 def base_digest(source: str) -> str:
@@ -85,13 +113,19 @@ def locate(name: str) -> str:
 def _load_base(source: str, recipe: Recipe, device: torch.device, precision: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.bfloat16 if precision == "bf16" and recipe.adapter is not None else torch.float32
+    dtype = (COMPUTE_DTYPES[precision] if recipe.adapter else None) or torch.float32
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
     if recipe.quantize == "nf4":
         from transformers import BitsAndBytesConfig
 
+        # Shards are gathered as they are stored, and bytes have lost their gradients on GPUs.
+        storage = dtype if STRATEGIES[recipe.parallel.strategy].shards else torch.uint8
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=storage,
         )
         options["device_map"] = {"": device}
     try:
@@ -107,6 +141,34 @@ def _load_base(source: str, recipe: Recipe, device: torch.device, precision: str
     return module.to(device)
 
 
+def _base_of_config(source: str) -> Any:
+    """What `_load_base` loads in full precision, without its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    module = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(source), dtype=torch.float32, attn_implementation="sdpa"
+    )
+    with suppress(OSError):  # a model need not have one
+        module.generation_config = GenerationConfig.from_pretrained(source)
+    return module
+
+
+@contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Parameters that are registered meanwhile keep their shape alone; those that are shared stay shared."""
+
+    def hollow(_module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter | None:
+        if parameter.is_meta:
+            return None
+        return torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(hollow)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _keep_gradients_after_evaluation(module: Any) -> None:
     # On a CPU with avx512_bf16, bitsandbytes repacks a 4-bit layer at its first forward without gradients, and from
     # then on no gradient passes through it, in silence.
@@ -118,11 +180,21 @@ def _keep_gradients_after_evaluation(module: Any) -> None:
 def prepare_model(module: Any, recipe: Recipe) -> torch.nn.Module:
     """The module with activation checkpointing and adapters, where the recipe asks for them. Raises UsageError."""
     if recipe.model.activation_checkpointing:
-        if not hasattr(module, "gradient_checkpointing_enable"):
-            raise UsageError("model.activation_checkpointing=true needs a transformers model; set it to false")
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_activations(module)
     plain: torch.nn.Module = module
     return plain if recipe.adapter is None else _with_adapters(plain, recipe.adapter)
+
+
+def _checkpoint_activations(module: Any) -> None:
+    """Each block keeps its inputs, and computes the rest again in the backward pass."""
+    if hasattr(module, "gradient_checkpointing_enable"):
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return
+    blocks = repeated_blocks(module)
+    if not blocks:
+        raise UsageError("model.activation_checkpointing=true needs a model with a list of layers; set it to false")
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def _with_adapters(module: torch.nn.Module, lora: Lora) -> torch.nn.Module:

@@ -29,12 +29,14 @@ from launcher.drift import check, compare_identities
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.runs import Attempt, Events, Run, read_json, write_json
+from launcher.strategies import STRATEGIES
+from launcher.train.agreement import any_rank
 from launcher.train.data import Example, data_digest, load_examples, micro_batches
 from launcher.train.digests import sample_digest
 from launcher.train.engines import Batch, Engine, make_engine
-from launcher.train.engines.loss_scale import LossScale
 from launcher.train.metrics import Metrics
 from launcher.train.models import LoadedModel, base_digest, load_model
+from launcher.train.precision import LossScale
 from launcher.train.pulse import Phase, Pulse
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -153,7 +155,8 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     rank = dist.get_rank()
     store = open_store(run.checkpoints)
     claim = _claim(store, run, attempt, agent=agent, is_takeover=record["takeover"]) if rank == 0 else None
-    model = load_model(recipe, device, record["precision"])
+    model = _load_model(recipe, device, record["precision"], restores=any_rank(_has_commit(claim), device))
+    trainable, total = model.count()  # now: sharding loses how much the bytes of 4-bit weights stand for
     engine = make_engine(recipe, plan, model.module, device, record["precision"])
     channel = _open_channel(f"{attempt.number}/{restart}")
     saver = Saver(
@@ -167,7 +170,6 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         events=attempt.open_events(),
     )  # fmt: skip
     if restart == 0:
-        trainable, total = model.count()
         session.report("model", trainable=trainable, total=total, device=str(device), precision=record["precision"])
     state = engine.state()
     restored = restore(
@@ -215,6 +217,19 @@ def _claim(store: Store, run: Run, attempt: Attempt, *, agent: int, is_takeover:
     probe(store)
     owner = Owner.of_process(job=f"{run.name}/{attempt.number}", pid=agent)
     return CommitLog(store).claim(owner, is_takeover=is_takeover)
+
+
+def _has_commit(claim: Claim | None) -> bool:
+    return claim is not None and bool(claim.state.live)
+
+
+def _load_model(recipe: Recipe, device: torch.device, precision: str, *, restores: bool) -> LoadedModel:
+    """The model as the strategy wants it. Where it is sharded, no rank needs room for the whole of it on its device,
+    nor at all when a checkpoint brings its values. A base under adapters is in no checkpoint.
+    """
+    shards = STRATEGIES[recipe.parallel.strategy].shards
+    place = torch.device("cpu") if shards and recipe.quantize == "none" else device
+    return load_model(recipe, place, precision, is_hollow=shards and restores and recipe.adapter is None)
 
 
 def _open_channel(prefix: str) -> Channel:

@@ -12,10 +12,11 @@ import torch.distributed as dist
 
 from launcher.plan import Plan
 from launcher.recipe import Recipe
-from launcher.train.engines.loss_scale import LossScale
-from launcher.train.engines.strategy import COMPUTE_DTYPES, Strategy
+from launcher.train.engines.first_gradients import check_first_gradients
+from launcher.train.engines.strategy import Strategy
 from launcher.train.failures import NonFiniteLoss, PeerFailed
 from launcher.train.functions import loss_function
+from launcher.train.precision import COMPUTE_DTYPES, LossScale
 
 Batch = dict[str, Any]  # tensors by name, and `ids`, the list of sample ids
 
@@ -49,6 +50,7 @@ class Engine:
         self.loss_scale = LossScale() if precision == "fp16" else None
         self._strategy = strategy
         self._passes = plan.accumulation if strategy.passes_are_collective else 0
+        self._has_unseen_adapters = recipe.adapter is not None
         self._clip = recipe.optimizer.clip
         self._loss_function = loss_function(recipe.loss)
         self._compute_dtype = COMPUTE_DTYPES[precision]
@@ -68,6 +70,9 @@ class Engine:
             if math.isfinite(grad_norm):
                 break
             self._handle_overflow(grad_norm, micro_batches)
+        if self._has_unseen_adapters:
+            check_first_gradients(self._strategy.gradients(), self.device)
+            self._has_unseen_adapters = False
         self._strategy.step(lr=lr, scale=self._clipped(scale, grad_norm))
         if self.loss_scale is not None:
             self.loss_scale.grow()
@@ -83,12 +88,6 @@ class Engine:
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum of losses, number of targets) of one micro-batch on this rank."""
         return self._loss(self.model, batch)
-
-    def any_rank(self, is_true: bool) -> bool:
-        """Whether it is true on any rank; all of them ask at the same time, and get the same answer."""
-        votes = torch.tensor(float(is_true), device=self.device)
-        dist.all_reduce(votes)
-        return bool(votes)
 
     def state(self) -> Mapping[str, torch.Tensor]:
         """What a checkpoint holds, by canonical name: `model.NAME`, `optimizer.NAME.MOMENT`; live tensors."""

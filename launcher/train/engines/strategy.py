@@ -13,8 +13,6 @@ from launcher.train.optim import MOMENTS
 
 LossOf = Callable[[torch.nn.Module], torch.Tensor]
 
-COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # None: that of the parameters
-
 
 class Strategy(Protocol):
     """Everything else about a step is `engine.Engine`'s. Made as `make(recipe, plan, model, device, precision)`.

@@ -1,18 +1,24 @@
-"""Loss scaling: fp16 has no room for small gradients, so the loss is multiplied before the backward pass."""
+"""Precision: what a step computes in. Parameters, gradients and moments are fp32 throughout."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from launcher.train.failures import NonFiniteLoss
 
+COMPUTE_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # None: that of the parameters
 _GROWTH_STEPS = 2000
 _LEAST = 2.0**-24
 
 
 @dataclass(slots=True)
 class LossScale:
-    """The largest power of two that lately did not overflow (Micikevicius et al. 2018); the same on every rank."""
+    """fp16 has no room for small gradients: the loss is multiplied before the backward pass (Micikevicius et al. 2018).
+
+    The factor is the largest power of two that did not overflow lately; the same on every rank.
+    """
 
     factor: float = 2.0**16
     good_steps: int = 0  # since it last changed
