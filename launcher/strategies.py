@@ -37,12 +37,20 @@ class Strategy:
 
 _REPLICATES = "every rank keeps the whole model where it computes"
 
+_ZERO_REFUSES = {
+    HYBRID: "DeepSpeed shards over all ranks",
+    NF4: "DeepSpeed takes the bytes of 4-bit weights for parameters",
+}
+
 STRATEGIES: Mapping[str, Strategy] = {
     "ddp": Strategy(
         implementation="launcher.train.engines.ddp:DataParallel",
         refuses={OFFLOAD: _REPLICATES, HYBRID: _REPLICATES},
     ),
     "fsdp": Strategy(implementation="launcher.train.engines.fsdp:FullySharded", shards=True),
+    "zero1": Strategy(implementation="launcher.train.engines.zero:Zero", refuses=_ZERO_REFUSES),
+    "zero2": Strategy(implementation="launcher.train.engines.zero:Zero", refuses=_ZERO_REFUSES),
+    "zero3": Strategy(implementation="launcher.train.engines.zero:Zero", shards=True, refuses=_ZERO_REFUSES),
 }
 
 

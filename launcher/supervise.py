@@ -104,6 +104,7 @@ def _environment(topology: Topology) -> dict[str, str]:
     if topology.nodes == 1:
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # one node talks to itself: no name resolution, no firewall
     if not topology.has_gpus:
+        environment["DS_ACCELERATOR"] = "cpu"  # DeepSpeed would look for another one, and complain of not finding any
         # OpenMP threads that spin while they wait slow training 3 to 20 times as soon as another process wants a core.
         environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
     return environment

@@ -176,6 +176,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks, state=state
     )
     if restored is not None:
+        engine.state_restored()
         _take_up(session, restored, record["allow_change"])
     if rank == 0:
         session.metrics = Metrics(run, session.progress.step)

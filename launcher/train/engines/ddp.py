@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
+from checkpoints.flat_shard import State
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.train.engines.own_time import OwnTime, make_own_time
@@ -52,9 +53,12 @@ class DataParallel:
     def drop_gradients(self) -> None:
         self._optimizer.zero_grad(set_to_none=False)
 
-    def state(self) -> Mapping[str, torch.Tensor]:
+    def state(self) -> State:
         moments = {name: self._optimizer.state[parameter] for name, parameter in self._trainable.items()}
         return named_state(self._trainable, self._buffers, moments)
+
+    def state_restored(self) -> None:
+        """The state is what the model computes with."""
 
     def _present_gradients(self) -> list[torch.Tensor]:
         return [p.grad for p in self._trainable.values() if p.grad is not None]

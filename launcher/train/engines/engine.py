@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from checkpoints.flat_shard import State
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.train.engines.first_gradients import check_first_gradients
@@ -89,9 +90,13 @@ class Engine:
         """(sum of losses, number of targets) of one micro-batch on this rank."""
         return self._loss(self.model, batch)
 
-    def state(self) -> Mapping[str, torch.Tensor]:
+    def state(self) -> State:
         """What a checkpoint holds, by canonical name: `model.NAME`, `optimizer.NAME.MOMENT`; live tensors."""
         return self._strategy.state()
+
+    def state_restored(self) -> None:
+        """To be called when something was written into the state, on all ranks."""
+        self._strategy.state_restored()
 
     @property
     def _loss_factor(self) -> float:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from launcher.errors import UsageError
+from checkpoints.flat_shard import State
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.train.engines.own_time import OwnTime, make_own_time
@@ -77,13 +78,16 @@ class FullySharded:
         for parameter in self._parameters.values():
             parameter.grad = None
 
-    def state(self) -> Mapping[str, torch.Tensor]:
+    def state(self) -> State:
         moments = {name: self._moments(name) for name in self._parameters}
         return named_state(self._parameters, self._buffers, moments)
 
     def _moments(self, name: str) -> dict[str, torch.Tensor]:
         parameter, moments = self._parameters[name], self._optimizer.state[self._shards[name]]
         return {moment: _like(parameter, value) for moment, value in moments.items()}
+
+    def state_restored(self) -> None:
+        """The state is what the model computes with."""
 
     def _present_gradients(self) -> list[torch.Tensor]:
         return [gradient for gradient in self.gradients().values() if gradient is not None]

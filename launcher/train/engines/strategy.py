@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from checkpoints.flat_shard import State
 from launcher.train.engines.own_time import OwnTime
 from launcher.train.optim import MOMENTS
 
@@ -47,18 +48,21 @@ class Strategy(Protocol):
 
     def drop_gradients(self) -> None: ...
 
-    def state(self) -> Mapping[str, torch.Tensor]:
+    def state(self) -> State:
         """What a checkpoint holds, by canonical name: `model.NAME`, `optimizer.NAME.MOMENT`; live tensors."""
         ...
 
+    def state_restored(self) -> None:
+        """Called when something was written into the state, on all ranks: what was made from it has to be made anew."""
+        ...
 
-def named_state(
-    parameters: Mapping[str, torch.Tensor],
-    buffers: Mapping[str, torch.Tensor],
-    moments: Mapping[str, Mapping[str, torch.Tensor]],
-) -> dict[str, torch.Tensor]:
+
+def named_state(parameters: State, buffers: Mapping[str, torch.Tensor], moments: Mapping[str, State]) -> State:
     """The state under its canonical names. Ranks may have come to other buffers: from now on they have rank 0's."""
-    state = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
+    state = {
+        f"model.{name}": value.detach() if isinstance(value, torch.Tensor) else value
+        for name, value in parameters.items()
+    }
     for name, buffer in buffers.items():
         if dist.get_world_size() > 1:
             dist.broadcast(buffer, 0)

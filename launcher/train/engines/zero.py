@@ -18,10 +18,11 @@ from checkpoints.flat_shard import FlatShard, State
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.train.engines.own_time import OwnTime, make_own_time
-from launcher.train.engines.strategy import COMPUTE_DTYPES, LossOf, named_state
+from launcher.train.engines.strategy import LossOf, named_state
 from launcher.train.failures import NonFiniteLoss
 from launcher.train.models import saved_buffers
 from launcher.train.optim import add_moments, new_adamw
+from launcher.train.precision import COMPUTE_DTYPES
 
 _STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 _MOST_BUCKET_ITEMS = 50_000_000
@@ -56,31 +57,39 @@ class Zero:
         self.own_time: OwnTime | None = make_own_time(device) if plan.topology.ranks == 1 else None
         self.passes_are_collective = stage > 1
         self._ranks = plan.topology.ranks
-        self._buffers = {} if recipe.adapter else saved_buffers(model)
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._device = device
+        self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        config = _config(recipe, stage, device, sum(p.numel() for p in self._trainable.values()))
+        deepspeed.init_distributed()  # it takes the process group that is there
+        if stage == 3:
+            _partition(model, device, config)
         _compute_in(COMPUTE_DTYPES[precision], model, device)
-        self._adamw = new_adamw(trainable, recipe.optimizer)
-        config = _config(recipe, stage, device, sum(p.numel() for p in trainable.values()))
+        self._buffers = {} if recipe.adapter else saved_buffers(model)
+        self._adamw = new_adamw(self._trainable, recipe.optimizer)
         self._engine, *_ = deepspeed.initialize(
-            model=model, model_parameters=list(trainable.values()), optimizer=self._adamw, config=config
+            model=model, model_parameters=list(self._trainable.values()), optimizer=self._adamw, config=config
         )
         self._partitions = _Parameters(self._engine) if stage == 3 else _OptimizerStates(self._engine)
         add_moments(self._adamw, self._partitions.flats)
         parts = dict(self._partitions.parts())
-        self._parts = {name: parts[parameter] for name, parameter in trainable.items()}
+        self._parts = {name: parts[parameter] for name, parameter in self._trainable.items()}
 
     def accumulate(self, loss_of: LossOf, *, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss_of(self._engine), scale_wrt_gas=False)
 
+    def gradients(self) -> Mapping[str, torch.Tensor | None]:
+        arrived = dict(self._partitions.gradients())
+        return {name: arrived.get(parameter) for name, parameter in self._trainable.items()}
+
     def gradient_norm(self) -> float:
-        square = torch.nn.utils.get_total_norm(self._partitions.gradients()).double().square()
+        square = torch.nn.utils.get_total_norm(self._gradients()).to(self._device, torch.float64).square()
         dist.all_reduce(square)
         return float(square.sqrt()) * self._ranks
 
     def step(self, *, lr: float, scale: float) -> None:
         # DeepSpeed has taken the mean over ranks.
-        torch._foreach_mul_(self._partitions.gradients(), scale * self._ranks)
+        torch._foreach_mul_(self._gradients(), scale * self._ranks)
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._engine.step()
@@ -98,6 +107,9 @@ class Zero:
 
     def state_restored(self) -> None:
         self._partitions.spread()
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [gradient for _, gradient in self._partitions.gradients()]
 
     def _moments(self, part: _Part) -> Iterator[tuple[str, torch.Tensor | FlatShard]]:
         for name, value in self._adamw.state[self._partitions.flats[part.group]].items():
@@ -124,10 +136,13 @@ class _OptimizerStates:
                     shape=tuple(parameter.shape),
                 )
 
-    def gradients(self) -> list[torch.Tensor]:
+    def gradients(self) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
         if self._optimizer.cpu_offload:
-            return [flat.grad for flat in self.flats if flat.grad is not None]
-        return [gradient for group in self._optimizer.averaged_gradients.values() for gradient in group]
+            yield from _gradients_in(self.flats, self.parts())
+            return
+        for group, gradients in self._optimizer.averaged_gradients.items():
+            # The last of them may be padding.
+            yield from zip(self._optimizer.params_in_partition[group], gradients, strict=False)
 
     def drop_gradients(self) -> None:
         self._optimizer.zero_grad()
@@ -158,10 +173,12 @@ class _Parameters:
                 shape=tuple(parameter.ds_shape),
             )
 
-    def gradients(self) -> list[torch.Tensor]:
+    def gradients(self) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
         if self._optimizer.offload_optimizer:
-            return [flat.grad for flat in self.flats if flat.grad is not None]
-        return [gradient for group in self._optimizer.averaged_gradients.values() for gradient in group]
+            yield from _gradients_in(self.flats, self.parts())
+            return
+        for group, gradients in self._optimizer.averaged_gradients.items():
+            yield from zip(self._optimizer.fp16_groups[group], gradients, strict=True)
 
     def drop_gradients(self) -> None:
         self._optimizer.zero_grad()
@@ -180,6 +197,40 @@ class _Parameters:
             for parameter in parameters:
                 yield parameter, group, position
                 position += parameter.ds_tensor.ds_numel
+
+
+def _gradients_in(
+    flats: list[torch.Tensor], parts: Iterator[tuple[torch.nn.Parameter, _Part]]
+) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """The gradients that DeepSpeed has put on the host, beside the partitions there."""
+    for parameter, part in parts:
+        gradient = flats[part.group].grad
+        assert gradient is not None
+        yield parameter, gradient[part.position : part.position + part.count]
+
+
+class _OneByOne(torch.nn.Module):
+    """The parameters of a model; one that was built without memory gets some when its turn comes."""
+
+    def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self._all = list(model.parameters())
+        self._device = device
+
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        for parameter in self._all:
+            if parameter.is_meta:
+                memory = torch.empty_like(parameter, device=self._device)
+                torch.utils.swap_tensors(parameter, torch.nn.Parameter(memory, requires_grad=parameter.requires_grad))
+            yield parameter
+
+
+def _partition(model: torch.nn.Module, device: torch.device, config: Mapping[str, object]) -> None:
+    """Leave this rank its part of each parameter: the device never has room for more than one whole parameter."""
+    deepspeed.zero.Init(module=_OneByOne(model, device), config_dict_or_path=config)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
 
 
 def _compute_in(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.device) -> None:
