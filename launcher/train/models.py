@@ -52,12 +52,18 @@ def _elements(parameter: torch.nn.Parameter) -> int:
     return parameter.numel() if quantised is None else int(quantised.shape.numel())
 
 
-def load_model(recipe: Recipe, device: torch.device, precision: str, *, is_hollow: bool = False) -> LoadedModel:
+def load_model(recipe: Recipe, device: torch.device, precision: str, *, restores: bool = False) -> LoadedModel:
     """Build the recipe's model; the same on every rank, because each seeds itself before what it initialises.
 
-    is_hollow: parameters have shapes and no memory (they are on the meta device); buffers are as ever.
+    A model to be sharded is built on the CPU: no device needs room for all of it. Where a checkpoint `restores` its
+    values, its parameters have shapes and no memory (they are on the meta device), so that no host does either. The
+    base under an adapter is in no checkpoint, and is always loaded.
     """
+    shards = STRATEGIES[recipe.parallel.strategy].shards
+    is_hollow = shards and restores and recipe.adapter is None
     hollow = _parameters_without_memory() if is_hollow else nullcontext()
+    if shards and recipe.quantize == "none":
+        device = torch.device("cpu")
     if recipe.model.build is not None:
         torch.manual_seed(recipe.seed)
         with hollow:

@@ -29,7 +29,6 @@ from launcher.drift import check, compare_identities
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.runs import Attempt, Events, Run, read_json, write_json
-from launcher.strategies import STRATEGIES
 from launcher.train.agreement import any_rank
 from launcher.train.data import Example, data_digest, load_examples, micro_batches
 from launcher.train.digests import sample_digest
@@ -155,7 +154,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     rank = dist.get_rank()
     store = open_store(run.checkpoints)
     claim = _claim(store, run, attempt, agent=agent, is_takeover=record["takeover"]) if rank == 0 else None
-    model = _load_model(recipe, device, record["precision"], restores=any_rank(_has_commit(claim), device))
+    model = load_model(recipe, device, record["precision"], restores=any_rank(_has_commit(claim), device))
     trainable, total = model.count()  # now: sharding loses how much the bytes of 4-bit weights stand for
     engine = make_engine(recipe, plan, model.module, device, record["precision"])
     channel = _open_channel(f"{attempt.number}/{restart}")
@@ -222,15 +221,6 @@ def _claim(store: Store, run: Run, attempt: Attempt, *, agent: int, is_takeover:
 
 def _has_commit(claim: Claim | None) -> bool:
     return claim is not None and bool(claim.state.live)
-
-
-def _load_model(recipe: Recipe, device: torch.device, precision: str, *, restores: bool) -> LoadedModel:
-    """The model as the strategy wants it. Where it is sharded, no rank needs room for the whole of it on its device,
-    nor at all when a checkpoint brings its values. A base under adapters is in no checkpoint.
-    """
-    shards = STRATEGIES[recipe.parallel.strategy].shards
-    place = torch.device("cpu") if shards and recipe.quantize == "none" else device
-    return load_model(recipe, place, precision, is_hollow=shards and restores and recipe.adapter is None)
 
 
 def _open_channel(prefix: str) -> Channel:

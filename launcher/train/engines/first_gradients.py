@@ -1,4 +1,4 @@
-"""A look at the first gradients of adapters: quantised and sharded layers have been seen to pass none on, in silence."""
+"""A look at the first gradients of adapters: quantised or sharded layers have been seen to pass none on, in silence."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def check_first_gradients(gradients: Mapping[str, torch.Tensor | None], device: 
 
     Layers are looked at, not matrices: the second matrix of an adapter starts as zeros, and lets none reach the first.
     """
-    layers = sorted({_layer(name) for name in gradients})
+    layers = {name: index for index, name in enumerate(sorted({_layer(name) for name in gradients}))}
     squares = torch.zeros(len(layers), dtype=torch.float64, device=device)
     for name, gradient in gradients.items():
         if gradient is not None:
-            squares[layers.index(_layer(name))] += gradient.double().square().sum().to(device)
+            squares[layers[_layer(name)]] += gradient.double().square().sum().to(device)
     dist.all_reduce(squares)
     dead = [layer for layer, square in zip(layers, squares.tolist(), strict=True) if square == 0]
     if dead:
