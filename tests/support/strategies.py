@@ -66,7 +66,7 @@ def run_jobs(folder: Path, world_size: int, jobs: list[Job]) -> dict[str, Result
     folder.mkdir(parents=True)
     (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]))
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     ranks = []
     for rank in range(world_size):
         with open(folder / f"rank-{rank}.log", "wb") as log:

@@ -77,6 +77,7 @@ def _restore(job: dict[str, Any], engine: Engine, rank: int, world_size: int, bo
         deadline_seconds=SECONDS,
     )
     assert restored is not None
+    engine.state_restored()
     return restored.commit.step
 
 

@@ -1,0 +1,145 @@
+"""ZeRO: the same losses as data parallelism, and its flat partitions in the checkpoint that all strategies share."""
+
+from __future__ import annotations
+
+import os
+import signal
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from support.runs_for_tests import Processes, digests, json_lines, launch, small_words, start, steps_of, wait_for_step
+from support.strategies import Job, Result, largest_deviation, run_jobs, unequal_tensors, whole_state
+
+pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed; scripts/setup does")
+
+OFFLOAD = {"parallel.cpu_offload": "true"}
+ZERO = ("zero1", "zero2", "zero3")
+SPREADS: dict[str, dict[str, object]] = {
+    **{name: {"parallel.strategy": name} for name in ("ddp", "fsdp", *ZERO)},
+    **{f"{name}+offload": {"parallel.strategy": name, **OFFLOAD} for name in ZERO},
+}
+COMPARED = {1: ("zero1", "zero3", "zero3+offload"), 2: tuple(name for name in SPREADS if name.startswith("zero"))}
+CUT = 6  # steps before the save
+REST = 4  # steps after the restore
+TOLERANCE = 1e-5
+
+Ranks = tuple[str, int]
+
+# Saved by the one, restored by the other.
+PAIRS: list[tuple[Ranks, Ranks]] = [
+    (("zero3", 2), ("ddp", 1)),
+    (("zero3", 2), ("fsdp", 2)),
+    (("zero3", 2), ("zero3", 2)),
+    (("zero3", 2), ("zero3", 3)),
+    (("zero3", 2), ("zero1", 1)),
+    (("zero3+offload", 3), ("zero2+offload", 2)),
+    (("ddp", 1), ("zero3", 2)),
+    (("fsdp", 2), ("zero3+offload", 3)),
+    (("zero1", 1), ("zero3", 2)),
+    (("zero2", 3), ("fsdp", 2)),
+]
+
+
+def word(ranks: Ranks) -> str:
+    return f"{ranks[0]}-{ranks[1]}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("zero")
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> dict[int, dict[str, Result]]:
+    """By world size and name: runs from scratch. Those of the pairs save where they end."""
+    jobs: dict[int, list[Job]] = {1: [], 2: [], 3: []}
+    for world, names in COMPARED.items():
+        jobs[world] += [Job(name=name, settings=SPREADS[name], steps=50) for name in ("ddp", *names)]
+    for name in ("ddp", *ZERO):
+        settings = SPREADS[name]
+        jobs[2].append(Job(name=f"{name} unclipped", settings=settings | {"optimizer.clip": "null"}, steps=10))
+        uneven = settings | {"batch.size": "5", "batch.micro": "1"}
+        jobs[2].append(Job(name=f"{name} uneven", settings=uneven, steps=10))
+        for precision in ("bf16", "fp16"):
+            jobs[2].append(Job(name=f"{name} {precision}", settings=settings | {"precision": precision}, steps=10))
+    for spread, world in dict.fromkeys(saved for saved, _ in PAIRS):
+        name = word((spread, world))
+        jobs[world].append(Job(name=name, settings=SPREADS[spread], steps=CUT, target=str(folder / name)))
+    return {world: run_jobs(folder / f"train-{world}", world, of_world) for world, of_world in jobs.items()}
+
+
+@pytest.fixture(scope="module")
+def restored(folder: Path, trained: dict[int, dict[str, Result]]) -> dict[tuple[Ranks, Ranks], Result]:
+    """What each pair trains after the restore; what it restored is saved again at once, beside."""
+    jobs: dict[int, list[Job]] = {}
+    for saved, (spread, world) in PAIRS:
+        settings, source = SPREADS[spread], str(folder / word(saved))
+        name = f"{word(saved)} to {word((spread, world))}"
+        copy = Job(name=f"{name} copied", settings=settings, steps=0, source=source, target=str(folder / name))
+        jobs.setdefault(world, []).extend([copy, Job(name=name, settings=settings, steps=REST, source=source)])
+    found: dict[str, Result] = {}
+    for world, of_world in jobs.items():
+        found |= run_jobs(folder / f"restore-{world}", world, of_world)
+    return {(saved, to): found[f"{word(saved)} to {word(to)}"] for saved, to in PAIRS}
+
+
+@pytest.mark.parametrize(("world", "name"), [(world, name) for world, names in COMPARED.items() for name in names])
+def test_every_stage_has_the_losses_of_data_parallelism(trained, world, name):
+    reference, result = trained[world]["ddp"], trained[world][name]
+    assert reference.losses[-1] < 0.7 * reference.losses[0], "it learns"
+    assert largest_deviation(result.losses, reference.losses) < TOLERANCE
+    assert largest_deviation(result.norms, reference.norms) < 20 * TOLERANCE
+
+
+@pytest.mark.parametrize("stage", ZERO)
+def test_without_clipping_the_losses_are_those_of_data_parallelism_bit_by_bit(trained, stage):
+    assert trained[2][f"{stage} unclipped"].losses == trained[2]["ddp unclipped"].losses
+
+
+@pytest.mark.parametrize("stage", ZERO)
+def test_offload_changes_no_bit(trained, stage):
+    assert trained[2][f"{stage}+offload"].losses == trained[2][stage].losses
+
+
+@pytest.mark.parametrize("stage", ZERO)
+def test_ranks_with_fewer_micro_batches_than_others_keep_step(trained, stage):
+    assert largest_deviation(trained[2][f"{stage} uneven"].losses, trained[2]["ddp uneven"].losses) < TOLERANCE
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("stage", ZERO)
+def test_low_precision_is_that_of_data_parallelism(trained, stage, precision):
+    result, reference = trained[2][f"{stage} {precision}"], trained[2][f"ddp {precision}"]
+    assert largest_deviation(result.losses, reference.losses) < 1e-3
+    assert 0 < largest_deviation(result.losses, trained[2][stage].losses[:10]) < 0.01
+    assert result.loss_scale == reference.loss_scale
+
+
+@pytest.mark.parametrize(("saved", "to"), PAIRS, ids=word)
+def test_a_checkpoint_of_any_strategy_goes_on_under_any_other(folder, trained, restored, saved, to):
+    assert unequal_tensors(str(folder / word(saved)), str(folder / f"{word(saved)} to {word(to)}")) == []
+    rest = trained[1]["ddp"].losses[CUT : CUT + REST]
+    assert largest_deviation(restored[saved, to].losses, rest) < TOLERANCE
+
+
+def test_a_checkpoint_has_the_names_and_shapes_that_data_parallelism_gives_it(folder, trained):
+    shapes = {name: tensor.shape for name, tensor in whole_state(str(folder / "ddp-1")).items()}
+    for name in ("zero1-1", "zero2-3", "zero3-2", "zero3+offload-3"):
+        assert {name: tensor.shape for name, tensor in whole_state(str(folder / name)).items()} == shapes
+
+
+def test_a_killed_run_ends_like_one_that_was_not_and_nothing_of_deepspeed_reaches_the_terminal(tmp_path):
+    words = [*small_words(2, steps=30, evaluation__samples=8), "parallel.strategy=zero3", "parallel.cpu_offload=true"]
+    whole = launch(*words, "--name", "whole", runs_dir=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert "deepspeed" not in (whole.stdout + whole.stderr).lower()
+    launcher = start(*words, "--name", "killed", runs_dir=tmp_path)
+    wait_for_step(tmp_path / "killed", 12)
+    os.kill(Processes(launcher.pid).find()["rank"][1], signal.SIGKILL)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, errors
+    events = json_lines(tmp_path / "killed/attempts/0001/events.jsonl")
+    assert [event["event"] for event in events].count("restarted") == 1
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    assert steps_of(tmp_path / "killed") == list(range(1, 31))
