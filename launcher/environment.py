@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "safetensors", "numpy", "omegaconf",
-    "fsspec", "tensorboard", "blake3",
+    "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate", "tokenizers", "safetensors", "numpy",
+    "omegaconf", "fsspec", "tensorboard", "blake3",
 )  # fmt: skip
 
 _GPU_FIELDS = "name,driver_version,memory.total"

@@ -88,13 +88,14 @@ class Zero:
         return float(square.sqrt()) * self._ranks
 
     def step(self, *, lr: float, scale: float) -> None:
-        # DeepSpeed has taken the mean over ranks.
-        torch._foreach_mul_(self._gradients(), scale * self._ranks)
+        gradients = self._gradients()
+        torch._foreach_mul_(gradients, scale * self._ranks)  # DeepSpeed has taken the mean over ranks
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._engine.step()
         if not self._engine.was_step_applied():
             raise NonFiniteLoss("DeepSpeed did not take the step: it found a gradient that is not finite")
+        torch._foreach_zero_(gradients)  # that of a parameter which the next batches do not use would stay there
 
     def drop_gradients(self) -> None:
         self._partitions.drop_gradients()
