@@ -68,7 +68,7 @@ def load_model(recipe: Recipe, device: torch.device, precision: str, *, restores
         torch.manual_seed(recipe.seed)
         with hollow:
             module = find_function(recipe.model.build)(**recipe.model.arguments)
-        prepared = prepare_model(module, recipe)
+        prepared = prepare_model(module, recipe).train()
         return LoadedModel(module=prepared if is_hollow else prepared.to(device))
     source = locate(str(recipe.model.name))
     from transformers import AutoTokenizer
@@ -79,9 +79,9 @@ def load_model(recipe: Recipe, device: torch.device, precision: str, *, restores
     else:
         base = _load_base(source, recipe, device, precision)
     torch.manual_seed(recipe.seed)  # only now: loading draws random numbers, more of them when it has to convert
-    return LoadedModel(
-        module=prepare_model(base, recipe), tokenizer=AutoTokenizer.from_pretrained(source), source=source
-    )
+    # transformers loads for inference: until the next evaluation there would be no dropout.
+    prepared = prepare_model(base, recipe).train()
+    return LoadedModel(module=prepared, tokenizer=AutoTokenizer.from_pretrained(source), source=source)
 
 
 def repeated_blocks(module: torch.nn.Module) -> list[torch.nn.Module]:

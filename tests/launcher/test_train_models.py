@@ -62,6 +62,12 @@ def test_a_parameter_that_is_shared_stays_shared_without_memory(tmp_path):
     assert model[0].weight.is_meta
 
 
+def test_a_model_is_handed_over_for_training_also_where_it_was_built_for_inference(tmp_path):
+    (tmp_path / "still.py").write_text("def still():\n    from torch import nn\n    return nn.Dropout(0.5).eval()\n")
+    recipe = replace(RECIPE, model=Model(build=f"{tmp_path / 'still.py'}:still"))
+    assert load_model(recipe, CPU, "fp32").module.training
+
+
 def test_recomputing_activations_needs_a_list_of_layers():
     recipe = replace(RECIPE, model=Model(build="m:f", activation_checkpointing=True))
     with pytest.raises(UsageError, match=r"model\.activation_checkpointing=true needs a model with a list of layers"):
