@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from launcher.errors import UsageError
 from launcher.recipe import Lora, Recipe
 from launcher.strategies import STRATEGIES
+from launcher.train.base_weights import BaseWeights
 from launcher.train.digests import digest_files
 from launcher.train.functions import find_function
 from launcher.train.precision import COMPUTE_DTYPES
@@ -29,11 +30,15 @@ _WEIGHTS_AND_TOKENIZER = ("*.safetensors", "config.json", "tokenizer.json", "tok
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model on its device. `tokenizer` and `source` (where its base lies) are None for a recipe's own model."""
+    """A model on its device. `tokenizer` and `source` (where its base lies) are None for a recipe's own model.
+
+    unread: the weights that its parameters, which have no memory as yet, are to be filled from.
+    """
 
     module: torch.nn.Module
     tokenizer: Any | None = None
     source: str | None = None
+    unread: BaseWeights | None = None
 
     def count(self) -> tuple[int, int]:
         """(trainable, total) parameters; 4-bit ones are counted one by one, not as the bytes that hold them."""
@@ -56,32 +61,38 @@ def load_model(recipe: Recipe, device: torch.device, precision: str, *, restores
     """Build the recipe's model; the same on every rank, because each seeds itself before what it initialises.
 
     A model to be sharded is built on the CPU: no device needs room for all of it. Where a checkpoint `restores` its
-    values, its parameters have shapes and no memory (they are on the meta device), so that no host does either. The
-    base under an adapter is in no checkpoint, and is always loaded.
+    values, or each rank can read its part of the files of a base, its parameters have shapes and no memory (they are
+    on the meta device), so that no host does either. The base under an adapter is in no checkpoint, and loaded whole.
     """
     shards = STRATEGIES[recipe.parallel.strategy].shards
-    is_hollow = shards and restores and recipe.adapter is None
-    hollow = _parameters_without_memory() if is_hollow else nullcontext()
-    if shards and recipe.quantize == "none":
-        device = torch.device("cpu")
+    place = torch.device("cpu") if shards and recipe.quantize == "none" else device
+    loads_parts = shards and recipe.adapter is None
     if recipe.model.build is not None:
-        torch.manual_seed(recipe.seed)
-        with hollow:
-            module = find_function(recipe.model.build)(**recipe.model.arguments)
-        prepared = prepare_model(module, recipe)
-        return LoadedModel(module=prepared if is_hollow else prepared.to(device))
+        return _build(recipe, place, is_hollow=loads_parts and restores)
     source = locate(str(recipe.model.name))
     from transformers import AutoTokenizer
 
-    if is_hollow:
-        with hollow:
-            base = _base_of_config(source)
-    else:
-        base = _load_base(source, recipe, device, precision)
+    try:
+        base, unread = _hollow_base(source, restores=restores) if loads_parts else (None, None)
+        if base is None:
+            base = _load_base(source, recipe, place, precision)
+    except OSError as error:
+        raise UsageError(
+            f"model.name={recipe.model.name} cannot be loaded ({str(error).splitlines()[0]}); "
+            "give a local folder, or a hub id that this machine can reach"
+        ) from error
     torch.manual_seed(recipe.seed)  # only now: loading draws random numbers, more of them when it has to convert
-    return LoadedModel(
-        module=prepare_model(base, recipe), tokenizer=AutoTokenizer.from_pretrained(source), source=source
-    )
+    # transformers loads for inference: until the next evaluation there would be no dropout.
+    prepared = prepare_model(base, recipe).train()
+    return LoadedModel(module=prepared, tokenizer=AutoTokenizer.from_pretrained(source), source=source, unread=unread)
+
+
+def _build(recipe: Recipe, device: torch.device, *, is_hollow: bool) -> LoadedModel:
+    torch.manual_seed(recipe.seed)
+    with _parameters_without_memory() if is_hollow else nullcontext():
+        module = find_function(str(recipe.model.build))(**recipe.model.arguments)
+    prepared = prepare_model(module, recipe).train()
+    return LoadedModel(module=prepared if is_hollow else prepared.to(device))
 
 
 def repeated_blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
@@ -99,12 +110,17 @@ def repeated_blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
 
 def base_digest(source: str) -> str:
     """Identifies weights, configuration and tokenizer, whatever folder they lie in."""
-    folder = Path(source)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(source, allow_patterns=list(_WEIGHTS_AND_TOKENIZER), local_files_only=True))
+    folder = _folder_of(source, local_files_only=True)
     return digest_files(sorted({path for pattern in _WEIGHTS_AND_TOKENIZER for path in folder.glob(pattern)}))
+
+
+def _folder_of(source: str, *, local_files_only: bool) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    patterns = list(_WEIGHTS_AND_TOKENIZER)
+    return Path(snapshot_download(source, allow_patterns=patterns, local_files_only=local_files_only))
 
 
 def locate(name: str) -> str:
@@ -134,29 +150,30 @@ def _load_base(source: str, recipe: Recipe, device: torch.device, precision: str
             bnb_4bit_quant_storage=storage,
         )
         options["device_map"] = {"": device}
-    try:
-        module = AutoModelForCausalLM.from_pretrained(source, **options)
-    except OSError as error:
-        raise UsageError(
-            f"model.name={recipe.model.name} cannot be loaded ({str(error).splitlines()[0]}); "
-            "give a local folder, or a hub id that this machine can reach"
-        ) from error
+    module = AutoModelForCausalLM.from_pretrained(source, **options)
     if recipe.quantize == "nf4":
         _keep_gradients_after_evaluation(module)
         return module
     return module.to(device)
 
 
-def _base_of_config(source: str) -> Any:
-    """What `_load_base` loads in full precision, without its weights."""
+def _hollow_base(source: str, *, restores: bool) -> tuple[Any, BaseWeights | None]:
+    """What `_load_base` loads in full precision, without memory, and where its values are if no checkpoint brings them.
+
+    (None, None) where the files have them under other names, such as those of an older transformers.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    module = AutoModelForCausalLM.from_config(
-        AutoConfig.from_pretrained(source), dtype=torch.float32, attn_implementation="sdpa"
-    )
+    with _parameters_without_memory():
+        module = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(source), dtype=torch.float32, attn_implementation="sdpa"
+        )
     with suppress(OSError):  # a model need not have one
         module.generation_config = GenerationConfig.from_pretrained(source)
-    return module
+    if restores:
+        return module, None
+    weights = BaseWeights(_folder_of(source, local_files_only=False))
+    return (module, weights) if weights.have(dict(module.named_parameters()) | saved_buffers(module)) else (None, None)
 
 
 @contextmanager

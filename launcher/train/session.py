@@ -177,6 +177,9 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     if restored is not None:
         engine.state_restored()
         _take_up(session, restored, record["allow_change"])
+    elif model.unread is not None:
+        weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+        model.unread.fill(weights)
     if rank == 0:
         session.metrics = Metrics(run, session.progress.step)
     saver.prepare(state)

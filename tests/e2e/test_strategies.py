@@ -164,6 +164,20 @@ def test_a_run_goes_on_under_other_strategies_and_world_sizes_with_every_sample_
     assert losses(run) == pytest.approx(losses(reference), rel=TOLERANCE)
 
 
+def test_a_4_bit_base_trains_the_same_sharded_as_on_one_rank_alone(small_llama, tmp_path):
+    words = [
+        "recipes/llama_qlora.py", "--laptop", f"model.name={small_llama}", "data.sequence_length=64", "steps=4",
+        "batch.size=4", "batch.micro=2", "evaluation.samples=0", "schedule.warmup_steps=0", "optimizer.lr=1e-2",
+    ]  # fmt: skip
+    for name, ranks, strategy in (("alone", 1, "ddp"), ("sharded", 2, "fsdp")):
+        added = (f"parallel.strategy={strategy}", "--gpus", str(ranks), "--name", name)
+        result = launch(*words, *added, runs_dir=tmp_path)
+        assert result.returncode == 0, result.stderr
+    alone = losses(tmp_path / "alone")
+    assert alone[-1] < alone[0], "it learns"
+    assert losses(tmp_path / "sharded") == pytest.approx(alone, rel=TOLERANCE)
+
+
 def losses(run: Path) -> list[float]:
     return [record["loss"] for record in json_lines(run / "metrics.jsonl")]
 

@@ -37,9 +37,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
+    """Of rank 0. ready_bytes: the most memory until the first step could begin; trained_bytes: and from there on."""
+
     losses: list[float]
     norms: list[float]
     loss_scale: float | None
+    ready_bytes: int
+    trained_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

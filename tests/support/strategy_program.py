@@ -46,23 +46,39 @@ def train(job: dict[str, Any], rank: int, world_size: int, board: dist.Store) ->
     recipe = apply(RECIPE, job["settings"])
     topology = Topology(nodes=job["nodes"], ranks_per_node=world_size // job["nodes"], has_gpus=False)
     plan = make_plan(recipe, topology, cores_per_node=topology.ranks_per_node)
+    _forget_peak()
     device, precision = torch.device("cpu"), recipe.precision.replace("auto", "fp32")
     model = load_model(recipe, device, precision, restores=job["source"] is not None)
     engine = make_engine(recipe, plan, model.module, device, precision)
     step = _restore(job, engine, rank, world_size, board) if job["source"] else 0
+    ready_bytes = _peak_bytes()
     examples = load_examples(recipe, "train", None)
     batches = micro_batches(examples, plan, recipe.seed, step * plan.batch_size, rank, 0)
-    losses, norms = [], []
+    losses: list[float] = []
+    norms: list[float] = []
     for number in range(step + 1, step + job["steps"] + 1):
         seed_step(recipe.seed, number, rank)
         lr = learning_rate(number, recipe.steps, recipe.optimizer.lr, recipe.schedule)
         result = engine.train_step(next(batches), lr=lr, wants_stop=False)
         losses.append(result.loss)
         norms.append(result.grad_norm)
+    trained_bytes = _peak_bytes()
     if job["target"]:
         _save(job, engine, step + job["steps"], rank, world_size, board)
     scale = None if engine.loss_scale is None else engine.loss_scale.factor
-    return {"losses": losses, "norms": norms, "loss_scale": scale}
+    sizes = {"ready_bytes": ready_bytes, "trained_bytes": trained_bytes}
+    return {"losses": losses, "norms": norms, "loss_scale": scale, **sizes}
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> int:
+    """The most memory of this process since the last call, or since the peak was forgotten."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    _forget_peak()
+    return int(line.split()[1]) * 1024
 
 
 def _restore(job: dict[str, Any], engine: Engine, rank: int, world_size: int, board: dist.Store) -> int:
