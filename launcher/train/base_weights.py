@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from checkpoints.flat_shard import State
+
 _FLOATS = ("F32", "F16", "BF16")
 
 
@@ -23,7 +25,7 @@ class BaseWeights:
             self.folder.is_dir() and {n: tuple(t.shape) for n, t in tensors.items()}.items() <= self._shapes().items()
         )
 
-    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def fill(self, tensors: State) -> None:
         """Read them, in place; of a sharded one this rank's part."""
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader

@@ -180,6 +180,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     elif model.unread is not None:
         weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
         model.unread.fill(weights)
+        engine.state_restored()
     if rank == 0:
         session.metrics = Metrics(run, session.progress.step)
     saver.prepare(state)
