@@ -1,4 +1,4 @@
-"""Full fine-tuning with ZeRO-3: parameters and optimizer state lie in host memory, and the GPU holds what it computes."""
+"""Full fine-tuning with ZeRO-3 and offload: weights and moments in host memory, on the GPU what it computes with."""
 
 from launcher import AdamW, Batch, Checkpoint, Data, Evaluation, Model, Parallel, Recipe, Schedule
 

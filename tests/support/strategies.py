@@ -70,12 +70,18 @@ def run_jobs(folder: Path, world_size: int, jobs: list[Job]) -> dict[str, Result
     folder.mkdir(parents=True)
     (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]))
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
     ranks = []
     for rank in range(world_size):
         with open(folder / f"rank-{rank}.log", "wb") as log:
             words = [sys.executable, str(PROGRAM), str(rank), str(world_size), str(folder)]
-            ranks.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
+            ranks.append(subprocess.Popen(words, env={**environment, "LOCAL_RANK": str(rank)}, stdout=log, stderr=log))
     try:
         for number, rank in enumerate(ranks):
             assert rank.wait(SECONDS) == 0, (folder / f"rank-{number}.log").read_text()[-3000:]

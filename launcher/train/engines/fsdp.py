@@ -17,8 +17,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from launcher.errors import UsageError
 from checkpoints.flat_shard import State
+from launcher.errors import UsageError
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.train.engines.own_time import OwnTime, make_own_time

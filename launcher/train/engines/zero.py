@@ -1,4 +1,4 @@
-"""ZeRO, by DeepSpeed: ranks share out the optimizer state, from stage 2 on the gradients too, in stage 3 the parameters.
+"""ZeRO, by DeepSpeed: ranks share out the optimizer state, from stage 2 on the gradients too, in stage 3 parameters.
 
 DeepSpeed cuts flat buffers into equal partitions, without regard to where a parameter begins. What it calls from here
 is its engine alone: processes, process group, clipping, loss scaling and checkpoints are ours.
@@ -47,7 +47,7 @@ class _Part:
 
 
 class Zero:
-    """passes_are_collective: stage 2 waits for the other ranks in each backward pass, stage 3 in the forward one too."""
+    """passes_are_collective: stage 2 waits for the other ranks in each backward pass, stage 3 in forward ones too."""
 
     def __init__(
         self, recipe: Recipe, plan: Plan, model: torch.nn.Module, device: torch.device, precision: str
@@ -129,12 +129,15 @@ class _OptimizerStates:
             for parameter in parameters:
                 mapping = parameter._hp_mapping  # None where this rank updates nothing of it
                 here = None if mapping is None else mapping.hp_fragment_address
-                yield parameter, _Part(
-                    group=group,
-                    position=0 if here is None else here.start,
-                    start=0 if here is None else mapping.lp_fragment_address.start,
-                    count=0 if here is None else here.numel,
-                    shape=tuple(parameter.shape),
+                yield (
+                    parameter,
+                    _Part(
+                        group=group,
+                        position=0 if here is None else here.start,
+                        start=0 if here is None else mapping.lp_fragment_address.start,
+                        count=0 if here is None else here.numel,
+                        shape=tuple(parameter.shape),
+                    ),
                 )
 
     def gradients(self) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
@@ -166,12 +169,15 @@ class _Parameters:
         for parameter, group, position in self._places():
             size = parameter.ds_tensor.ds_numel  # the same on each rank: the last ones may have padding
             start = min(dist.get_rank() * size, parameter.ds_numel)
-            yield parameter, _Part(
-                group=group,
-                position=position,
-                start=start,
-                count=min(size, parameter.ds_numel - start),
-                shape=tuple(parameter.ds_shape),
+            yield (
+                parameter,
+                _Part(
+                    group=group,
+                    position=position,
+                    start=start,
+                    count=min(size, parameter.ds_numel - start),
+                    shape=tuple(parameter.ds_shape),
+                ),
             )
 
     def gradients(self) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
@@ -222,7 +228,7 @@ class _OneByOne(torch.nn.Module):
         for parameter in self._all:
             if parameter.is_meta:
                 memory = torch.empty_like(parameter, device=self._device)
-                torch.utils.swap_tensors(parameter, torch.nn.Parameter(memory, requires_grad=parameter.requires_grad))
+                torch.utils.swap_tensors(parameter, torch.nn.Parameter(memory, requires_grad=parameter.requires_grad))  # type: ignore[no-untyped-call]
             yield parameter
 
 
@@ -241,7 +247,7 @@ def _compute_in(dtype: torch.dtype | None, model: torch.nn.Module, device: torch
     """
     if dtype is not None:
         autocast = torch.autocast(device.type, dtype=dtype, cache_enabled=False)
-        model.forward = autocast(model.forward)  # type: ignore[method-assign]
+        model.forward = autocast(model.forward)
 
 
 def _config(recipe: Recipe, stage: int, device: torch.device, items: int) -> Mapping[str, object]:
