@@ -59,13 +59,13 @@ class Zero:
         self._ranks = plan.topology.ranks
         self._device = device
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._adamw = new_adamw(self._trainable, recipe.optimizer)  # now, while parameters have their shapes
         config = _config(recipe, stage, device, sum(p.numel() for p in self._trainable.values()))
         deepspeed.init_distributed()  # it takes the process group that is there
         if stage == 3:
             _partition(model, device, config)
         _compute_in(COMPUTE_DTYPES[precision], model, device)
         self._buffers = {} if recipe.adapter else saved_buffers(model)
-        self._adamw = new_adamw(self._trainable, recipe.optimizer)
         self._engine, *_ = deepspeed.initialize(
             model=model, model_parameters=list(self._trainable.values()), optimizer=self._adamw, config=config
         )
