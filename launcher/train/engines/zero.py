@@ -6,6 +6,7 @@ is its engine alone: processes, process group, clipping, loss scaling and checkp
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ _MOST_BUCKET_ITEMS = 50_000_000
 
 # Otherwise DeepSpeed compiles a collective that it never uses here, and a machine without a compiler cannot train.
 deepspeed.ops.__compatible_ops__ = {}
+# It calls torch's collectives by names that are going out of use, and each call would add two lines to the rank's log.
+warnings.filterwarnings("ignore", r".*(all_gather_into|reduce_scatter)_tensor. is deprecated", FutureWarning)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +231,8 @@ class _OneByOne(torch.nn.Module):
         for parameter in self._all:
             if parameter.is_meta:
                 memory = torch.empty_like(parameter, device=self._device)
-                torch.utils.swap_tensors(parameter, torch.nn.Parameter(memory, requires_grad=parameter.requires_grad))  # type: ignore[no-untyped-call]
+                filled = torch.nn.Parameter(memory, requires_grad=parameter.requires_grad)
+                torch.utils.swap_tensors(parameter, filled)  # type: ignore[no-untyped-call]
             yield parameter
 
 
