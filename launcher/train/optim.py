@@ -12,7 +12,7 @@ from launcher.recipe import AdamW, Schedule
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def make_adamw(parameters: Mapping[str, torch.nn.Parameter], settings: AdamW) -> torch.optim.AdamW:
+def make_adamw(parameters: Mapping[str, torch.Tensor], settings: AdamW) -> torch.optim.AdamW:
     """AdamW over named parameters. Weight decay applies to matrices only: not to biases, norms or other vectors.
 
     Its moments exist from the start, as zeros, so that the first checkpoint and every restore see the same tensors.
