@@ -145,6 +145,10 @@ class Parallel:
         remedy = f"is not one of {', '.join(STRATEGIES)}"
         _require(lambda: self.strategy in STRATEGIES, "parallel.strategy", self.strategy, remedy)
 
+    def describe(self) -> str:
+        where = ", sharded within a node and replicated across nodes" if self.shard_within_node else ""
+        return f"{self.strategy}{where}{', offloaded to host memory' if self.cpu_offload else ''}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW:

@@ -27,10 +27,10 @@ class BaseWeights:
 
     def fill(self, tensors: State) -> None:
         """Read them, in place; of a sharded one this rank's part."""
-        import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
 
-        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=True)
+        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=True)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         from safetensors import safe_open

@@ -185,7 +185,7 @@ def _parameters_without_memory() -> Iterator[None]:
             return None
         return torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(hollow)
+    hook = register_module_parameter_registration_hook(hollow)  # type: ignore[arg-type]
     try:
         yield
     finally:
@@ -217,7 +217,7 @@ def _checkpoint_activations(module: Any) -> None:
     if not blocks:
         raise UsageError("model.activation_checkpointing=true needs a model with a list of layers; set it to false")
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def _with_adapters(module: torch.nn.Module, lora: Lora) -> torch.nn.Module:

@@ -19,7 +19,16 @@ SPREADS: dict[str, dict[str, object]] = {
     **{name: {"parallel.strategy": name} for name in ("ddp", "fsdp", *ZERO)},
     **{f"{name}+offload": {"parallel.strategy": name, **OFFLOAD} for name in ZERO},
 }
-COMPARED = {1: ("zero1", "zero3", "zero3+offload"), 2: tuple(name for name in SPREADS if name.startswith("zero"))}
+COMPARED = {1: ("zero1", "zero3"), 2: ("zero1", "zero2", "zero3")}
+STEPS = 20
+FEW = 5
+VARIANTS: dict[str, dict[str, object]] = {
+    "unclipped": {"optimizer.clip": "null", "batch.micro": "6"},
+    "uneven": {"batch.size": "5", "batch.micro": "1"},
+    "recomputing": {"model.activation_checkpointing": "true"},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+}
 CUT = 6  # steps before the save
 REST = 4  # steps after the restore
 TOLERANCE = 1e-5
@@ -30,7 +39,6 @@ Ranks = tuple[str, int]
 PAIRS: list[tuple[Ranks, Ranks]] = [
     (("zero3", 2), ("ddp", 1)),
     (("zero3", 2), ("fsdp", 2)),
-    (("zero3", 2), ("zero3", 2)),
     (("zero3", 2), ("zero3", 3)),
     (("zero3", 2), ("zero1", 1)),
     (("zero3+offload", 3), ("zero2+offload", 2)),
@@ -55,14 +63,14 @@ def trained(folder: Path) -> dict[int, dict[str, Result]]:
     """By world size and name: runs from scratch. Those of the pairs save where they end."""
     jobs: dict[int, list[Job]] = {1: [], 2: [], 3: []}
     for world, names in COMPARED.items():
-        jobs[world] += [Job(name=name, settings=SPREADS[name], steps=50) for name in ("ddp", *names)]
+        jobs[world] += [Job(name=name, settings=SPREADS[name], steps=STEPS) for name in ("ddp", *names)]
     for name in ("ddp", *ZERO):
-        settings = SPREADS[name]
-        jobs[2].append(Job(name=f"{name} unclipped", settings=settings | {"optimizer.clip": "null"}, steps=10))
-        uneven = settings | {"batch.size": "5", "batch.micro": "1"}
-        jobs[2].append(Job(name=f"{name} uneven", settings=uneven, steps=10))
-        for precision in ("bf16", "fp16"):
-            jobs[2].append(Job(name=f"{name} {precision}", settings=settings | {"precision": precision}, steps=10))
+        jobs[2] += [
+            Job(name=f"{name} {title}", settings=SPREADS[name] | changed, steps=FEW)
+            for title, changed in VARIANTS.items()
+        ]
+    for name in ZERO:
+        jobs[2].append(Job(name=f"{name}+offload", settings=SPREADS[f"{name}+offload"], steps=FEW))
     for spread, world in dict.fromkeys(saved for saved, _ in PAIRS):
         name = word((spread, world))
         jobs[world].append(Job(name=name, settings=SPREADS[spread], steps=CUT, target=str(folder / name)))
@@ -87,19 +95,24 @@ def restored(folder: Path, trained: dict[int, dict[str, Result]]) -> dict[tuple[
 @pytest.mark.parametrize(("world", "name"), [(world, name) for world, names in COMPARED.items() for name in names])
 def test_every_stage_has_the_losses_of_data_parallelism(trained, world, name):
     reference, result = trained[world]["ddp"], trained[world][name]
-    assert reference.losses[-1] < 0.7 * reference.losses[0], "it learns"
+    assert reference.losses[-1] < 0.8 * reference.losses[0], "it learns"
     assert largest_deviation(result.losses, reference.losses) < TOLERANCE
     assert largest_deviation(result.norms, reference.norms) < 200 * TOLERANCE, "some batches are that sensitive"
 
 
-@pytest.mark.parametrize("stage", ZERO)
-def test_without_clipping_the_losses_are_those_of_data_parallelism_bit_by_bit(trained, stage):
+@pytest.mark.parametrize("stage", ["zero1", "zero2"])
+def test_without_clipping_and_accumulation_the_losses_are_those_of_data_parallelism_bit_by_bit(trained, stage):
     assert trained[2][f"{stage} unclipped"].losses == trained[2]["ddp unclipped"].losses
 
 
 @pytest.mark.parametrize("stage", ZERO)
 def test_offload_changes_no_bit(trained, stage):
-    assert trained[2][f"{stage}+offload"].losses == trained[2][stage].losses
+    assert trained[2][f"{stage}+offload"].losses == trained[2][stage].losses[:FEW]
+
+
+@pytest.mark.parametrize("stage", ZERO)
+def test_recomputing_activations_changes_no_bit(trained, stage):
+    assert trained[2][f"{stage} recomputing"].losses == trained[2][stage].losses[:FEW]
 
 
 @pytest.mark.parametrize("stage", ZERO)
@@ -112,7 +125,7 @@ def test_ranks_with_fewer_micro_batches_than_others_keep_step(trained, stage):
 def test_low_precision_is_that_of_data_parallelism(trained, stage, precision):
     result, reference = trained[2][f"{stage} {precision}"], trained[2][f"ddp {precision}"]
     assert largest_deviation(result.losses, reference.losses) < 1e-3
-    assert 0 < largest_deviation(result.losses, trained[2][stage].losses[:10]) < 0.01
+    assert 0 < largest_deviation(result.losses, trained[2][stage].losses[:FEW]) < 0.01
     assert result.loss_scale == reference.loss_scale
 
 

@@ -33,8 +33,8 @@ class DataParallel:
 
     def accumulate(self, loss_of: LossOf, *, is_last: bool) -> None:
         replica = self._replica
-        waits = is_last or not isinstance(replica, DistributedDataParallel)
-        with contextlib.nullcontext() if waits else replica.no_sync():
+        sums_later = isinstance(replica, DistributedDataParallel) and not is_last
+        with replica.no_sync() if sums_later else contextlib.nullcontext():  # type: ignore[operator]
             loss_of(replica).backward()  # type: ignore[no-untyped-call]
 
     def gradients(self) -> Mapping[str, torch.Tensor | None]:

@@ -145,9 +145,7 @@ class Engine:
     def _handle_overflow(self, grad_norm: float, micro_batches: Sequence[Batch]) -> None:
         """Get ready to compute the step again with a smaller loss scale; without one that cannot help."""
         if self.loss_scale is None:
-            raise NonFiniteLoss(
-                f"the loss is finite, but its gradient's norm is {grad_norm}; {_samples(micro_batches)}"
-            )
+            raise NonFiniteLoss(f"the loss is finite, but its gradient is not ({grad_norm}); {_samples(micro_batches)}")
         self.loss_scale.shrink()
         self._strategy.drop_gradients()
 

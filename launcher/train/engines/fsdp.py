@@ -47,7 +47,9 @@ class FullySharded:
         self._parameters = {name: _as_dtensor(p) for name, p in model.named_parameters() if p.requires_grad}
         # The optimizer works on what this rank holds, as plain tensors: the same arithmetic as without sharding, and
         # none of the cost that DTensor adds to each operation.
-        self._shards = {name: parameter.detach().to_local() for name, parameter in self._parameters.items()}
+        self._shards = {
+            name: _as_dtensor(parameter.detach()).to_local() for name, parameter in self._parameters.items()
+        }
         self._optimizer = make_adamw(self._shards, recipe.optimizer)
 
     def accumulate(self, loss_of: LossOf, *, is_last: bool) -> None:
@@ -123,12 +125,12 @@ def _shard(model: torch.nn.Module, mesh: DeviceMesh, precision: str, *, offloads
 def _allocate(model: torch.nn.Module, device: torch.device) -> None:
     """Memory for the shards of a model that was built without; what will be in it comes from a checkpoint."""
     if any(parameter.is_meta for parameter in model.parameters()):
-        model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+        model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)  # type: ignore[no-untyped-call]
 
 
-def _as_dtensor(parameter: torch.nn.Parameter) -> DTensor:
-    assert isinstance(parameter, DTensor)
-    return parameter
+def _as_dtensor(tensor: torch.Tensor) -> DTensor:
+    assert isinstance(tensor, DTensor)
+    return tensor
 
 
 @torch.no_grad()
