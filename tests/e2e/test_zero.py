@@ -41,11 +41,11 @@ PAIRS: list[tuple[Ranks, Ranks]] = [
     (("zero3", 2), ("fsdp", 2)),
     (("zero3", 2), ("zero3", 3)),
     (("zero3", 2), ("zero1", 1)),
-    (("zero3+offload", 3), ("zero2+offload", 2)),
+    (("zero2", 2), ("zero3+offload", 3)),
+    (("zero3+offload", 2), ("zero2+offload", 2)),
+    (("fsdp", 2), ("zero3", 3)),
     (("ddp", 1), ("zero3", 2)),
-    (("fsdp", 2), ("zero3+offload", 3)),
     (("zero1", 1), ("zero3", 2)),
-    (("zero2", 3), ("fsdp", 2)),
 ]
 
 
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> dict[int, dict[str, Result]]:
     """By world size and name: runs from scratch. Those of the pairs save where they end."""
-    jobs: dict[int, list[Job]] = {1: [], 2: [], 3: []}
+    jobs: dict[int, list[Job]] = {1: [], 2: []}
     for world, names in COMPARED.items():
         jobs[world] += [Job(name=name, settings=SPREADS[name], steps=STEPS) for name in ("ddp", *names)]
     for name in ("ddp", *ZERO):
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_any_strategy_goes_on_under_any_other(folder, trained, r
 
 def test_a_checkpoint_has_the_names_and_shapes_that_data_parallelism_gives_it(folder, trained):
     shapes = {name: tensor.shape for name, tensor in whole_state(str(folder / "ddp-1")).items()}
-    for name in ("zero1-1", "zero2-3", "zero3-2", "zero3+offload-3"):
+    for name in ("zero1-1", "zero2-2", "zero3-2", "zero3+offload-2"):
         assert {name: tensor.shape for name, tensor in whole_state(str(folder / name)).items()} == shapes
 
 
