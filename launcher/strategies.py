@@ -39,7 +39,7 @@ _REPLICATES = "every rank keeps the whole model where it computes"
 
 _ZERO_REFUSES = {
     HYBRID: "DeepSpeed shards over all ranks",
-    NF4: "DeepSpeed takes the bytes of 4-bit weights for parameters",
+    NF4: "4-bit weights have not been tried with DeepSpeed",
 }
 
 STRATEGIES: Mapping[str, Strategy] = {

@@ -91,6 +91,8 @@ def _build(recipe: Recipe, device: torch.device, *, is_hollow: bool) -> LoadedMo
     torch.manual_seed(recipe.seed)
     with _parameters_without_memory() if is_hollow else nullcontext():
         module = find_function(str(recipe.model.build))(**recipe.model.arguments)
+    if is_hollow and not all(parameter.requires_grad for parameter in module.parameters()):
+        return _build(recipe, device, is_hollow=False)  # what it froze is in no checkpoint
     prepared = prepare_model(module, recipe).train()
     return LoadedModel(module=prepared if is_hollow else prepared.to(device))
 

@@ -91,14 +91,13 @@ class Zero:
         return float(square.sqrt()) * self._ranks
 
     def step(self, *, lr: float, scale: float) -> None:
-        gradients = self._gradients()
-        torch._foreach_mul_(gradients, scale * self._ranks)  # DeepSpeed has taken the mean over ranks
+        torch._foreach_mul_(self._gradients(), scale * self._ranks)  # DeepSpeed has taken the mean over ranks
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._engine.step()
         if not self._engine.was_step_applied():
             raise NonFiniteLoss("DeepSpeed did not take the step: it found a gradient that is not finite")
-        torch._foreach_zero_(gradients)  # that of a parameter which the next batches do not use would stay there
+        self.drop_gradients()
 
     def drop_gradients(self) -> None:
         self._partitions.drop_gradients()
@@ -154,6 +153,7 @@ class _OptimizerStates:
     def drop_gradients(self) -> None:
         self._optimizer.zero_grad()
         self._optimizer.micro_step_id = -1  # the next gradients replace those that are there
+        _clear_gradients_in(self.flats)
 
     def spread(self) -> None:
         """Give all ranks the parameters that this one updates."""
@@ -192,13 +192,15 @@ class _Parameters:
 
     def drop_gradients(self) -> None:
         self._optimizer.zero_grad()
+        self._optimizer.grad_partitions_flat_buffer.zero_()
+        _clear_gradients_in(self.flats)
 
     def spread(self) -> None:
-        """What is gathered comes from a copy, in the precision of the computation, of what is updated."""
+        """What other ranks gather is a copy of what this one updates."""
         self._engine.empty_partition_cache()
         for parameter, group, position in self._places():
-            copy = parameter.ds_tensor
-            copy.data.copy_(self.flats[group].detach()[position : position + copy.ds_numel])
+            gathered = parameter.ds_tensor
+            gathered.data.copy_(self.flats[group].detach()[position : position + gathered.ds_numel])
 
     def _places(self) -> Iterator[tuple[Any, int, int]]:
         """(parameter, group, position in the group's partition) of each trainable parameter."""
@@ -217,6 +219,13 @@ def _gradients_in(
         gradient = flats[part.group].grad
         assert gradient is not None
         yield parameter, gradient[part.position : part.position + part.count]
+
+
+def _clear_gradients_in(flats: list[torch.Tensor]) -> None:
+    """The gradient of a parameter that the next batches do not use would count again."""
+    for flat in flats:
+        if flat.grad is not None:
+            flat.grad.zero_()
 
 
 class _OneByOne(torch.nn.Module):
