@@ -1,6 +1,6 @@
 """A rank that does one job after the other: restore a checkpoint, train some steps, save; each under a strategy.
 
-python strategy_program.py RANK WORLD_SIZE FOLDER: reads FOLDER/jobs.json; rank 0 writes FOLDER/results.json.
+python strategy_program.py RANK PROCESSES FOLDER: reads FOLDER/phases.json; rank 0 writes FOLDER/results.json.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from launcher.train.optim import learning_rate
 from launcher.train.session import seed_step
 
 SECONDS = 60.0
+PATIENCE_SECONDS = 600.0
 RECIPE = Recipe(
     model=Model(build=f"{Path(__file__).with_name('odd_gpt.py')}:odd_gpt", arguments={"width": 32, "layers": 2}),
     data=Data(path=str(Path(__file__).parents[2] / "recipes/data/python_reference.txt"), sequence_length=32),
@@ -114,23 +115,30 @@ def _save(job: dict[str, Any], engine: Engine, step: int, rank: int, world_size:
     saver.close(SECONDS)
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
+def main(rank: int, processes: int, folder: Path) -> None:
+    """The same processes make up worlds of one size after the other: importing torch takes longer than the jobs."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    meeting = dist.FileStore(str(folder / "meeting"), world_size)
-    dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world_size)
-    patience = timedelta(seconds=SECONDS)
+    phases = json.loads((folder / "phases.json").read_text())
+    meeting = dist.FileStore(str(folder / "meeting"), processes)
+    patience = timedelta(seconds=PATIENCE_SECONDS)
     if rank == 0:
         board = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=patience, wait_for_workers=False)
         meeting.set("port", str(board.port))
     else:
         board = dist.TCPStore("127.0.0.1", int(meeting.get("port")), is_master=False, timeout=patience)
-    jobs = json.loads((folder / "jobs.json").read_text())
-    results = {job["name"]: train(job, rank, world_size, board) for job in jobs}
+    results: dict[str, Any] = {}
+    for number, (world_size, jobs) in enumerate(phases):
+        if rank < world_size:
+            store = dist.PrefixStore(f"phase-{number}", board)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+            results |= {job["name"]: train(job, rank, world_size, store) for job in jobs}
+            dist.barrier()
+            dist.destroy_process_group()
+        board.set(f"done/{number}/{rank}", "")
+        board.wait([f"done/{number}/{other}" for other in range(processes)])
     if rank == 0:
         (folder / "results.json").write_text(json.dumps(results))
-    dist.barrier()  # rank 0 holds the board until all have heard the last verdict
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
