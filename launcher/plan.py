@@ -71,5 +71,5 @@ def _check_combination(recipe: Recipe, topology: Topology) -> None:
     if refusal := STRATEGIES[strategy].refusal(settings):
         setting, reason = refusal
         others = " or ".join(f"parallel.strategy={name}" for name in alternatives(settings))
-        remedy = f"use {others}, or change {setting}" if others else f"change {setting}"
+        remedy = f"use {others}, or do without {setting}" if others else f"do without {setting}"
         raise UsageError(f"{setting} cannot be used with parallel.strategy={strategy} ({reason}); {remedy}")

@@ -20,7 +20,7 @@ from checkpoints.store import open_store
 from launcher.strategies import OFFLOAD, STRATEGIES
 
 PROGRAM = REPOSITORY / "tests/support/strategy_program.py"
-SECONDS = 600
+SECONDS = 1200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,23 +65,19 @@ def spreads() -> list[Spread]:
     return found
 
 
-def run_jobs(folder: Path, world_size: int, jobs: list[Job]) -> dict[str, Result]:
-    """What each job came to, one after the other on the same ranks."""
+def run_phases(folder: Path, phases: list[tuple[int, list[Job]]]) -> dict[str, Result]:
+    """What each job came to. A phase is a number of ranks, and jobs that these do one after the other."""
     folder.mkdir(parents=True)
-    (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]))
+    (folder / "phases.json").write_text(json.dumps([(world, [asdict(job) for job in jobs]) for world, jobs in phases]))
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "DS_ACCELERATOR": "cpu",
-    }
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["DS_ACCELERATOR"] = "cpu"
+    processes = max(world for world, _ in phases)
     ranks = []
-    for rank in range(world_size):
+    for rank in range(processes):
         with open(folder / f"rank-{rank}.log", "wb") as log:
-            words = [sys.executable, str(PROGRAM), str(rank), str(world_size), str(folder)]
-            ranks.append(subprocess.Popen(words, env={**environment, "LOCAL_RANK": str(rank)}, stdout=log, stderr=log))
+            words = [sys.executable, str(PROGRAM), str(rank), str(processes), str(folder)]
+            ranks.append(subprocess.Popen(words, env=environment | {"LOCAL_RANK": str(rank)}, stdout=log, stderr=log))
     try:
         for number, rank in enumerate(ranks):
             assert rank.wait(SECONDS) == 0, (folder / f"rank-{number}.log").read_text()[-3000:]

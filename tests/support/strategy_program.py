@@ -1,15 +1,18 @@
 """A rank that does one job after the other: restore a checkpoint, train some steps, save; each under a strategy.
 
-python strategy_program.py RANK WORLD_SIZE FOLDER: reads FOLDER/jobs.json; rank 0 writes FOLDER/results.json.
+python strategy_program.py RANK PROCESSES FOLDER: reads FOLDER/phases.json; rank 0 writes FOLDER/results.json.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -24,6 +27,7 @@ from cluster.topology import Topology
 from launcher import AdamW, Batch, Data, Model, Recipe, Schedule
 from launcher.overrides import apply
 from launcher.plan import make_plan
+from launcher.strategies import STRATEGIES
 from launcher.train.data import load_examples, micro_batches
 from launcher.train.engines import Engine, make_engine
 from launcher.train.models import load_model
@@ -31,6 +35,7 @@ from launcher.train.optim import learning_rate
 from launcher.train.session import seed_step
 
 SECONDS = 60.0
+PATIENCE = timedelta(seconds=600)
 RECIPE = Recipe(
     model=Model(build=f"{Path(__file__).with_name('odd_gpt.py')}:odd_gpt", arguments={"width": 32, "layers": 2}),
     data=Data(path=str(Path(__file__).parents[2] / "recipes/data/python_reference.txt"), sequence_length=32),
@@ -115,23 +120,47 @@ def _save(job: dict[str, Any], engine: Engine, step: int, rank: int, world_size:
     saver.close(SECONDS)
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    meeting = dist.FileStore(str(folder / "meeting"), world_size)
-    dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world_size)
-    patience = timedelta(seconds=SECONDS)
+def main(rank: int, processes: int, folder: Path) -> None:
+    """Each phase has processes of its own, forked from one that has the imports done: they take longer than the jobs."""
+    phases = json.loads((folder / "phases.json").read_text())
+    for strategy in {job["settings"].get("parallel.strategy", "ddp") for _, jobs in phases for job in jobs}:
+        import_module(STRATEGIES[strategy].module)
+    meeting = dist.FileStore(str(folder / "meeting"), processes)
     if rank == 0:
-        board = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=patience, wait_for_workers=False)
+        board = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=PATIENCE, wait_for_workers=False)
         meeting.set("port", str(board.port))
     else:
-        board = dist.TCPStore("127.0.0.1", int(meeting.get("port")), is_master=False, timeout=patience)
-    jobs = json.loads((folder / "jobs.json").read_text())
-    results = {job["name"]: train(job, rank, world_size, board) for job in jobs}
+        board = dist.TCPStore("127.0.0.1", int(meeting.get("port")), is_master=False, timeout=PATIENCE)
+    results: dict[str, Any] = {}
+    for number, (world_size, jobs) in enumerate(phases):
+        found = folder / f"phase-{number}.json"
+        if rank < world_size:
+            child = os.fork()
+            if child == 0:
+                _run_phase(board.port, number, rank, world_size, jobs, found)
+            assert os.waitpid(child, 0)[1] == 0
+        board.set(f"done/{number}/{rank}", "")
+        board.wait([f"done/{number}/{other}" for other in range(processes)])
+        results |= json.loads(found.read_text())
     if rank == 0:
         (folder / "results.json").write_text(json.dumps(results))
-    dist.barrier()  # rank 0 holds the board until all have heard the last verdict
-    dist.destroy_process_group()
+
+
+def _run_phase(port: int, number: int, rank: int, world_size: int, jobs: list[dict[str, Any]], found: Path) -> NoReturn:
+    try:
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(True)
+        board = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=PATIENCE)
+        store = dist.PrefixStore(f"phase-{number}", board)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+        results = {job["name"]: train(job, rank, world_size, store) for job in jobs}
+        dist.barrier()
+        if rank == 0:
+            found.write_text(json.dumps(results))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 if __name__ == "__main__":
