@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support.runs_for_tests import Processes, digests, json_lines, launch, small_words, start, steps_of, wait_for_step
-from support.strategies import Job, Result, largest_deviation, run_jobs, unequal_tensors, whole_state
+from support.runs_for_tests import (
+    REPOSITORY,
+    Processes,
+    digests,
+    json_lines,
+    launch,
+    small_words,
+    start,
+    steps_of,
+    wait_for_step,
+)
+from support.strategies import Job, Result, largest_deviation, run_phases, unequal_tensors, whole_state
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed; scripts/setup does")
 
@@ -28,6 +39,10 @@ VARIANTS: dict[str, dict[str, object]] = {
     "recomputing": {"model.activation_checkpointing": "true"},
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16"},
+    "moody": {
+        "model.build": f"{REPOSITORY / 'tests/support/moody.py'}:moody_gpt",
+        "batch.micro": "6",
+    },
 }
 CUT = 6  # steps before the save
 REST = 4  # steps after the restore
@@ -58,38 +73,51 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("zero")
 
 
+@dataclass(frozen=True)
+class Results:
+    """By world size and name: runs from scratch; and what pairs trained after the restore."""
+
+    trained: dict[int, dict[str, Result]]
+    restored: dict[tuple[Ranks, Ranks], Result]
+
+
 @pytest.fixture(scope="module")
-def trained(folder: Path) -> dict[int, dict[str, Result]]:
-    """By world size and name: runs from scratch. Those of the pairs save where they end."""
+def results(folder: Path) -> Results:
+    pairs = {(saved, to): f"{word(saved)} to {word(to)}" for saved, to in PAIRS}
+    restores: dict[int, list[Job]] = {1: [], 2: [], 3: []}
+    for (saved, (spread, world)), name in pairs.items():
+        settings, source = SPREADS[spread], str(folder / word(saved))
+        copy = Job(name=f"{name} copied", settings=settings, steps=0, source=source, target=str(folder / name))
+        restores[world] += [copy, Job(name=name, settings=settings, steps=REST, source=source)]
+    scratch = from_scratch(folder)
+    found = run_phases(folder / "run", [*scratch.items(), *restores.items()])
+    trained = {world: {job.name.partition("@")[0]: found[job.name] for job in jobs} for world, jobs in scratch.items()}
+    return Results(trained, {pair: found[name] for pair, name in pairs.items()})
+
+
+def from_scratch(folder: Path) -> dict[int, list[Job]]:
+    """Runs by world size, each as NAME@WORLD. Those of the pairs save where they end."""
     jobs: dict[int, list[Job]] = {1: [], 2: []}
     for world, names in COMPARED.items():
-        jobs[world] += [Job(name=name, settings=SPREADS[name], steps=STEPS) for name in ("ddp", *names)]
+        jobs[world] += [Job(name=f"{name}@{world}", settings=SPREADS[name], steps=STEPS) for name in ("ddp", *names)]
     for name in ("ddp", *ZERO):
         jobs[2] += [
-            Job(name=f"{name} {title}", settings=SPREADS[name] | changed, steps=FEW)
-            for title, changed in VARIANTS.items()
+            Job(name=f"{name} {what}@2", settings=SPREADS[name] | changed, steps=FEW)
+            for what, changed in VARIANTS.items()
         ]
     for name in ZERO:
-        jobs[2].append(Job(name=f"{name}+offload", settings=SPREADS[f"{name}+offload"], steps=FEW))
+        offloaded = SPREADS[f"{name}+offload"]
+        jobs[2].append(Job(name=f"{name}+offload@2", settings=offloaded, steps=FEW))
+        jobs[2].append(Job(name=f"{name}+offload moody@2", settings=offloaded | VARIANTS["moody"], steps=FEW))
     for spread, world in dict.fromkeys(saved for saved, _ in PAIRS):
         name = word((spread, world))
         jobs[world].append(Job(name=name, settings=SPREADS[spread], steps=CUT, target=str(folder / name)))
-    return {world: run_jobs(folder / f"train-{world}", world, of_world) for world, of_world in jobs.items()}
+    return jobs
 
 
 @pytest.fixture(scope="module")
-def restored(folder: Path, trained: dict[int, dict[str, Result]]) -> dict[tuple[Ranks, Ranks], Result]:
-    """What each pair trains after the restore; what it restored is saved again at once, beside."""
-    jobs: dict[int, list[Job]] = {}
-    for saved, (spread, world) in PAIRS:
-        settings, source = SPREADS[spread], str(folder / word(saved))
-        name = f"{word(saved)} to {word((spread, world))}"
-        copy = Job(name=f"{name} copied", settings=settings, steps=0, source=source, target=str(folder / name))
-        jobs.setdefault(world, []).extend([copy, Job(name=name, settings=settings, steps=REST, source=source)])
-    found: dict[str, Result] = {}
-    for world, of_world in jobs.items():
-        found |= run_jobs(folder / f"restore-{world}", world, of_world)
-    return {(saved, to): found[f"{word(saved)} to {word(to)}"] for saved, to in PAIRS}
+def trained(results: Results) -> dict[int, dict[str, Result]]:
+    return results.trained
 
 
 @pytest.mark.parametrize(("world", "name"), [(world, name) for world, names in COMPARED.items() for name in names])
@@ -120,6 +148,12 @@ def test_ranks_with_fewer_micro_batches_than_others_keep_step(trained, stage):
     assert largest_deviation(trained[2][f"{stage} uneven"].losses, trained[2]["ddp uneven"].losses) < TOLERANCE
 
 
+@pytest.mark.parametrize("name", [*ZERO, *(f"{stage}+offload" for stage in ZERO)])
+def test_a_layer_that_a_step_does_not_use_has_no_gradient_left_from_the_step_before(trained, name):
+    reference = trained[2]["ddp moody"].losses
+    assert largest_deviation(trained[2][f"{name} moody"].losses, reference) < TOLERANCE
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("stage", ZERO)
 def test_low_precision_is_that_of_data_parallelism(trained, stage, precision):
@@ -130,10 +164,10 @@ def test_low_precision_is_that_of_data_parallelism(trained, stage, precision):
 
 
 @pytest.mark.parametrize(("saved", "to"), PAIRS, ids=word)
-def test_a_checkpoint_of_any_strategy_goes_on_under_any_other(folder, trained, restored, saved, to):
+def test_a_checkpoint_of_any_strategy_goes_on_under_any_other(folder, results, saved, to):
     assert unequal_tensors(str(folder / word(saved)), str(folder / f"{word(saved)} to {word(to)}")) == []
-    rest = trained[1]["ddp"].losses[CUT : CUT + REST]
-    assert largest_deviation(restored[saved, to].losses, rest) < TOLERANCE
+    rest = results.trained[1]["ddp"].losses[CUT : CUT + REST]
+    assert largest_deviation(results.restored[saved, to].losses, rest) < TOLERANCE
 
 
 def test_a_checkpoint_has_the_names_and_shapes_that_data_parallelism_gives_it(folder, trained):

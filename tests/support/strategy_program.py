@@ -121,7 +121,7 @@ def _save(job: dict[str, Any], engine: Engine, step: int, rank: int, world_size:
 
 
 def main(rank: int, processes: int, folder: Path) -> None:
-    """Each phase has processes of its own, forked from one that has the imports done: they take longer than the jobs."""
+    """Each phase has processes of its own, forked from one that has the imports done: these take longer than jobs."""
     phases = json.loads((folder / "phases.json").read_text())
     for strategy in {job["settings"].get("parallel.strategy", "ddp") for _, jobs in phases for job in jobs}:
         import_module(STRATEGIES[strategy].module)
