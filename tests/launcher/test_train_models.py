@@ -72,3 +72,17 @@ def test_recomputing_activations_needs_a_list_of_layers():
     recipe = replace(RECIPE, model=Model(build="m:f", activation_checkpointing=True))
     with pytest.raises(UsageError, match=r"model\.activation_checkpointing=true needs a model with a list of layers"):
         prepare_model(nn.Linear(2, 2), recipe)
+
+
+def test_a_model_that_freezes_parameters_is_built_whole_because_no_checkpoint_has_them(tmp_path):
+    (tmp_path / "frozen.py").write_text(
+        "def frozen():\n"
+        "    from torch import nn\n"
+        "    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))\n"
+        "    model[0].requires_grad_(False)\n"
+        "    return model\n"
+    )
+    recipe = replace(RECIPE, model=Model(build=f"{tmp_path / 'frozen.py'}:frozen"))
+    restored = load_model(recipe, CPU, "fp32", restores=True).module
+    for name, parameter in load_model(recipe, CPU, "fp32").module.named_parameters():
+        assert torch.equal(restored.get_parameter(name), parameter), name
