@@ -183,9 +183,10 @@ def llama_words(recipe: str, folder: Path) -> list[str]:
 
 
 def test_a_4_bit_base_trains_the_same_sharded_as_on_one_rank_alone(small_llama, tmp_path):
-    for name, ranks, strategy in (("alone", 1, "ddp"), ("sharded", 2, "fsdp")):
-        added = (f"parallel.strategy={strategy}", "--gpus", str(ranks), "--name", name)
-        result = launch(*llama_words("llama_qlora", small_llama), *added, runs_dir=tmp_path)
+    offloaded = [f"{key}={value}" for key, value in OFFLOAD.items()]
+    for name, ranks, spread in (("alone", 1, []), ("sharded", 2, offloaded)):
+        words = [*llama_words("llama_qlora", small_llama), *spread, "--gpus", str(ranks), "--name", name]
+        result = launch(*words, runs_dir=tmp_path)
         assert result.returncode == 0, result.stderr
     assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "alone"), rel=TOLERANCE)
 
