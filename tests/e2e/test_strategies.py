@@ -201,6 +201,9 @@ def test_all_weights_of_a_base_that_ranks_read_in_parts_train_the_same_and_resum
     resumed = launch("resume", "parts", "--gpus", "2", runs_dir=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "alone"), rel=TOLERANCE)
+    exported = launch("checkpoints", "export", "parts", str(tmp_path / "exported"), runs_dir=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "exported/model.safetensors").stat().st_size > 1_000_000
 
 
 def losses(run: Path) -> list[float]:
