@@ -147,7 +147,8 @@ def test_a_checkpoint_of_any_strategy_goes_on_under_any_other(folder, results, s
 
 
 def test_a_killed_run_under_fsdp_ends_like_one_that_was_not(tmp_path):
-    words = [*small_words(2, steps=30), "parallel.strategy=fsdp"]
+    evaluation = {"evaluation__samples": 7, "evaluation__tokens": 8}  # a rank has more samples than the other
+    words = [*small_words(2, steps=30, **evaluation), "parallel.strategy=fsdp"]
     whole = launch(*words, "--name", "whole", runs_dir=tmp_path)
     assert whole.returncode == 0, whole.stderr
     launcher = start(*words, "--name", "killed", runs_dir=tmp_path)
@@ -183,9 +184,10 @@ def llama_words(recipe: str, folder: Path) -> list[str]:
 
 
 def test_a_4_bit_base_trains_the_same_sharded_as_on_one_rank_alone(small_llama, tmp_path):
-    for name, ranks, strategy in (("alone", 1, "ddp"), ("sharded", 2, "fsdp")):
-        added = (f"parallel.strategy={strategy}", "--gpus", str(ranks), "--name", name)
-        result = launch(*llama_words("llama_qlora", small_llama), *added, runs_dir=tmp_path)
+    offloaded = [f"{key}={value}" for key, value in OFFLOAD.items()]
+    for name, ranks, spread in (("alone", 1, []), ("sharded", 2, offloaded)):
+        words = [*llama_words("llama_qlora", small_llama), *spread, "--gpus", str(ranks), "--name", name]
+        result = launch(*words, runs_dir=tmp_path)
         assert result.returncode == 0, result.stderr
     assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "alone"), rel=TOLERANCE)
 
@@ -199,6 +201,9 @@ def test_all_weights_of_a_base_that_ranks_read_in_parts_train_the_same_and_resum
     resumed = launch("resume", "parts", "--gpus", "2", runs_dir=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "alone"), rel=TOLERANCE)
+    exported = launch("checkpoints", "export", "parts", str(tmp_path / "exported"), runs_dir=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "exported/model.safetensors").stat().st_size > 1_000_000
 
 
 def losses(run: Path) -> list[float]:

@@ -51,6 +51,7 @@ class FullySharded:
             name: _as_dtensor(parameter.detach()).to_local() for name, parameter in self._parameters.items()
         }
         self._optimizer = make_adamw(self._shards, recipe.optimizer)
+        self._moments = {name: self._sharded_moments(name) for name in self._parameters}
 
     def accumulate(self, loss_of: LossOf, *, is_last: bool) -> None:
         # Each micro-batch's gradients are reduced at once: keeping them whole until the last would take the memory
@@ -81,12 +82,14 @@ class FullySharded:
             parameter.grad = None
 
     def state(self) -> State:
-        moments = {name: self._moments(name) for name in self._parameters}
-        return named_state(self._parameters, self._buffers, moments)
+        return named_state(self._parameters, self._buffers, self._moments)
 
-    def _moments(self, name: str) -> dict[str, torch.Tensor]:
-        parameter, moments = self._parameters[name], self._optimizer.state[self._shards[name]]
-        return {moment: _like(parameter, value) for moment, value in moments.items()}
+    def _sharded_moments(self, name: str) -> dict[str, torch.Tensor]:
+        """The moments of a parameter, cut as it is; the optimizer works on the same memory."""
+        moments: dict[str, torch.Tensor] = self._optimizer.state[self._shards[name]]
+        sharded = {moment: torch.zeros_like(self._parameters[name]) for moment in moments if moment != "step"}
+        moments |= {moment: _as_dtensor(tensor).to_local() for moment, tensor in sharded.items()}
+        return {"step": moments["step"], **sharded}
 
     def state_restored(self) -> None:
         """The state is what the model computes with."""
@@ -137,17 +140,3 @@ def _as_dtensor(tensor: torch.Tensor) -> DTensor:
 def _local_gradient(parameter: DTensor) -> torch.Tensor | None:
     gradient = parameter.grad
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
-
-
-def _like(parameter: DTensor, value: torch.Tensor) -> torch.Tensor:
-    """The moment of a sharded parameter as one sharded in the same way; the number of steps is no shard."""
-    if value.ndim == 0:
-        return value
-    return DTensor.from_local(
-        value,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
