@@ -16,11 +16,11 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import ReadItem
-from torch.distributed.checkpoint.utils import find_tensor_shard
 
 from checkpoints.channel import Channel
 from checkpoints.entry import Commit
 from checkpoints.errors import CorruptCheckpoint, NoIntactCheckpoint, StateMismatch, StoreError, one_line
+from checkpoints.flat_shard import State, part_of
 from checkpoints.log import Claim
 from checkpoints.manifest import ITEM_BYTES, Chunk, Manifest, Tensor
 from checkpoints.reader import CommitReader, open_commit
@@ -41,7 +41,7 @@ class Restored:
     skipped: Mapping[int, str]
 
 
-def load(store: Store, commit: Commit, state: Mapping[str, torch.Tensor]) -> Mapping[str, Json]:
+def load(store: Store, commit: Commit, state: State) -> Mapping[str, Json]:
     """Fill the tensors of `state`, in place, from the commit; returns its metadata. Tensors not asked for are not read.
 
     Raises StateMismatch when the commit lacks one of them, and CorruptCheckpoint or StoreError, after which the state
@@ -59,7 +59,7 @@ def restore(
     claim: Claim | None,
     rank: int,
     world_size: int,
-    state: Mapping[str, torch.Tensor],
+    state: State,
     deadline_seconds: float = 1800.0,
 ) -> Restored | None:
     """Fill `state`, in place, from the newest commit that all ranks find intact; None when the run has no commit.
@@ -141,13 +141,13 @@ class _Ballot:
         return {"answer": "yes", "reason": ""}
 
 
-def _check_same_names(manifest: Manifest, commit: Commit, state: Mapping[str, torch.Tensor]) -> None:
+def _check_same_names(manifest: Manifest, commit: Commit, state: State) -> None:
     unexpected = [tensor.name for tensor in manifest.tensors if tensor.name not in state]
     if unexpected:
         raise StateMismatch(f"the commit of step {commit.step} also has {_some(unexpected)}, which this run has not")
 
 
-def _load(reader: CommitReader, commit: Commit, state: Mapping[str, torch.Tensor]) -> None:
+def _load(reader: CommitReader, commit: Commit, state: State) -> None:
     tensors = {tensor.name: tensor for tensor in reader.manifest.tensors}
     problems = list(_problems(tensors, state))
     if problems:
@@ -161,11 +161,11 @@ def _load(reader: CommitReader, commit: Commit, state: Mapping[str, torch.Tensor
 
     with torch.no_grad():
         for item in sorted(plan.items, key=place):
-            target = find_tensor_shard(state[item.dest_index.fqn], item.dest_index)
+            target = part_of(state[item.dest_index.fqn], item.dest_index)
             _read(reader, tensors[item.storage_index.fqn], _chunk(tensors, item), item, target)
 
 
-def _problems(tensors: Mapping[str, Tensor], state: Mapping[str, torch.Tensor]) -> Iterator[str]:
+def _problems(tensors: Mapping[str, Tensor], state: State) -> Iterator[str]:
     for name, value in state.items():
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.size())
         if name not in tensors:

@@ -14,13 +14,13 @@ import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_local_save_plan
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.checkpoint.utils import find_tensor_shard
 
 from checkpoints.arena import Arena
 from checkpoints.channel import Channel
 from checkpoints.committer import Committer, Saved
 from checkpoints.entry import Commit
 from checkpoints.errors import SaveAborted, StateMismatch
+from checkpoints.flat_shard import State, part_of
 from checkpoints.layout import Piece, place, tensors
 from checkpoints.log import Claim
 from checkpoints.manifest import ITEM_BYTES, PAGE_BYTES, Tensor
@@ -96,7 +96,7 @@ class Saver:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
 
-    def prepare(self, state: Mapping[str, torch.Tensor]) -> None:
+    def prepare(self, state: State) -> None:
         """Agree with the other ranks who saves what; make the memory for it, and the writer. To be called once.
 
         Raises StateMismatch for a state that cannot be saved, and PeerSilent.
@@ -126,7 +126,7 @@ class Saver:
         )
         self._thread.start()
 
-    def save(self, step: int, state: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> None:
+    def save(self, step: int, state: State, metadata: Mapping[str, object]) -> None:
         """Copy the state and start to save it. When this returns, training may change the state.
 
         Waits for the save before it, if that still runs. Rank 0's metadata is kept. Raises Fenced, StateMismatch when
@@ -205,11 +205,11 @@ class Saver:
             raise self._failure
 
     @torch.no_grad()
-    def _stage(self, state: Mapping[str, torch.Tensor]) -> None:
+    def _stage(self, state: State) -> None:
         if state.keys() != self._names:
             names = ", ".join(sorted(state.keys() ^ self._names)[:5])
             raise StateMismatch(f"the state is not the one that was prepared; only one of them has {names}")
-        sources = [find_tensor_shard(state[index.fqn], index) for index in self._indices]
+        sources = [part_of(state[index.fqn], index) for index in self._indices]
         for source, view, index in zip(sources, self._views, self._indices, strict=True):
             if source.shape != view.shape or source.dtype != view.dtype:
                 raise StateMismatch(
@@ -258,7 +258,7 @@ class Saver:
         )
 
 
-def _pieces(state: Mapping[str, torch.Tensor]) -> list[Piece]:
+def _pieces(state: State) -> list[Piece]:
     """What this rank holds of the state, as DCP sees it."""
     pieces = []
     for item in create_default_local_save_plan(dict(state), is_coordinator=False).items:

@@ -11,6 +11,8 @@ from launcher.errors import DriftError, UsageError
 
 # They change how often something is looked at or kept, or who loads the data; never what is computed.
 _HARMLESS_SETTINGS = ("stop_after", "checkpoint.", "evaluation.", "data.workers")
+# They change how the same sums are cut, as another number of ranks does: same samples, other rounding.
+_ROUNDING_SETTINGS = ("parallel.", "batch.micro", "model.activation_checkpointing")
 _MACHINE = ("python", "cpu", "gpus")
 _PLACE = ("nodes", "ranks_per_node", "has_gpus", "precision")
 _DECIDING_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
@@ -36,7 +38,7 @@ def compare_settings(before: Mapping[str, object], after: Mapping[str, object]) 
             field=key,
             before=before.get(key),
             after=after.get(key),
-            decides_result=not key.startswith(_HARMLESS_SETTINGS),
+            decides_result=not key.startswith(_HARMLESS_SETTINGS + _ROUNDING_SETTINGS),
         )
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)

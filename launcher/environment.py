@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "safetensors", "numpy", "omegaconf",
-    "fsspec", "tensorboard", "blake3", "xxhash",
+    "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate", "tokenizers", "safetensors", "numpy",
+    "omegaconf", "fsspec", "tensorboard", "blake3", "xxhash",
 )  # fmt: skip
 
 _GPU_FIELDS = "name,driver_version,memory.total"

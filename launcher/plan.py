@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cluster.topology import Topology
 from launcher.errors import UsageError
 from launcher.recipe import Recipe
+from launcher.strategies import HYBRID, OFFLOAD, STRATEGIES, alternatives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,22 +46,30 @@ def resolve_precision(recipe: Recipe, topology: Topology) -> tuple[str, str]:
 
 
 def make_plan(recipe: Recipe, topology: Topology, *, cores_per_node: int) -> Plan:
-    """Raises UsageError when the topology cannot hold the global batch, or the recipe asks for what is not built."""
+    """Raises UsageError when the topology cannot hold the global batch, or settings exclude each other."""
     if topology.ranks > recipe.batch.size:
         raise UsageError(
             f"batch.size={recipe.batch.size} cannot be spread over {topology.ranks} ranks; "
             f"use at most {recipe.batch.size} ranks, or batch.size={topology.ranks}"
         )
-    if recipe.parallel.strategy != "ddp" or recipe.parallel.cpu_offload:
-        strategy = recipe.parallel.strategy + " with cpu_offload" * recipe.parallel.cpu_offload
-        raise UsageError(
-            f"parallel.strategy={strategy} is not available yet; use parallel.strategy=ddp parallel.cpu_offload=false"
-        )
-    if recipe.precision == "fp16":
-        raise UsageError("precision=fp16 is not available yet (it needs loss scaling); use bf16, fp32 or auto")
+    _check_combination(recipe, topology)
     return Plan(
         topology=topology,
         batch_size=recipe.batch.size,
         micro=min(recipe.batch.micro, -(-recipe.batch.size // topology.ranks)),
         threads_per_rank=max(1, cores_per_node // topology.ranks_per_node),
     )
+
+
+def _check_combination(recipe: Recipe, topology: Topology) -> None:
+    """Raises UsageError when the strategy cannot be used with other settings of the recipe on this kind of device."""
+    settings = {f"quantize={recipe.quantize}", f"precision={resolve_precision(recipe, topology)[0]}"}
+    settings |= {OFFLOAD} if recipe.parallel.cpu_offload else set()
+    settings |= {HYBRID} if recipe.parallel.shard_within_node else set()
+    settings |= {"device=cuda" if topology.has_gpus else "device=cpu"}
+    strategy = recipe.parallel.strategy
+    if refusal := STRATEGIES[strategy].refusal(settings):
+        setting, reason = refusal
+        others = " or ".join(f"parallel.strategy={name}" for name in alternatives(settings))
+        remedy = f"use {others}, or do without {setting}" if others else f"do without {setting}"
+        raise UsageError(f"{setting} cannot be used with parallel.strategy={strategy} ({reason}); {remedy}")

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.errors import UsageError
+from launcher.strategies import STRATEGIES
 
 Scalar = bool | int | float | str
 Function = Any  # a function of the recipe's module or its name; a name once the dataclass is built
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Strategy = Literal["ddp", "fsdp", "zero3"]
 
 
 def function_name(function: str | Callable[..., Any] | None, field: str) -> str | None:
@@ -130,10 +130,24 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel:
-    """How the model is spread over ranks. The number of ranks is not part of a recipe."""
+    """How the model is spread over ranks. The number of ranks is not part of a recipe.
 
-    strategy: Strategy = "ddp"
+    strategy: one of `launcher.strategies`.
+    cpu_offload: parameters and optimizer state stay in host memory; the device holds what it computes with just now.
+    shard_within_node: shard over the ranks of a node and replicate across nodes (hybrid sharding, HSDP).
+    """
+
+    strategy: str = "ddp"
     cpu_offload: bool = False
+    shard_within_node: bool = False
+
+    def __post_init__(self) -> None:
+        remedy = f"is not one of {', '.join(STRATEGIES)}"
+        _require(lambda: self.strategy in STRATEGIES, "parallel.strategy", self.strategy, remedy)
+
+    def describe(self) -> str:
+        where = ", sharded within a node and replicated across nodes" if self.shard_within_node else ""
+        return f"{self.strategy}{where}{', offloaded to host memory' if self.cpu_offload else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

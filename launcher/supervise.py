@@ -22,6 +22,7 @@ from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.runs import Attempt, Outcome, Run, write_json
 from launcher.status import commit_count
+from launcher.strategies import STRATEGIES
 from launcher.watch import Display, Follower
 
 POLL_SECONDS = 0.1
@@ -30,7 +31,6 @@ _TRAINING_MODULES = (
     "torch._dynamo",
     "torch.distributed.checkpoint",
     "launcher.train.loop",
-    "launcher.train.engines.ddp",
     "tensorboard.summary.writer.event_file_writer",
     "omegaconf",
 )
@@ -104,13 +104,14 @@ def _environment(topology: Topology) -> dict[str, str]:
     if topology.nodes == 1:
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # one node talks to itself: no name resolution, no firewall
     if not topology.has_gpus:
+        environment["DS_ACCELERATOR"] = "cpu"  # DeepSpeed would look for another one, and complain of not finding any
         # OpenMP threads that spin while they wait slow training 3 to 20 times as soon as another process wants a core.
         environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
     return environment
 
 
 def _modules_to_preload(recipe: Recipe, has_gpus: bool) -> list[str]:
-    modules = [*_TRAINING_MODULES]
+    modules = [*_TRAINING_MODULES, STRATEGIES[recipe.parallel.strategy].module]
     if recipe.model.name is not None:
         modules += _PRETRAINED_MODULES
     if recipe.quantize != "none" and not has_gpus:  # bitsandbytes looks at the GPU when it is imported

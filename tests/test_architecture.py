@@ -19,7 +19,7 @@ ARROWS = {
     "cluster": {"cluster"},
     "checkpoints": {"checkpoints"},
 }
-HEAVY = ("launcher/train/", "checkpoints/saver.py", "checkpoints/restorer.py")
+HEAVY = ("launcher/train/", "checkpoints/saver.py", "checkpoints/restorer.py", "checkpoints/flat_shard.py")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -169,11 +169,13 @@ def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tupl
     note = (
         " with its laptop overrides, because this machine has no GPU" if "laptop" in resolved.origins.values() else ""
     )
+    spread = [("parallel", recipe.parallel.describe())] if recipe.parallel.strategy != "ddp" else []
     return (
         ("recipe", f"{resolved.source}{note}"),
         ("model", f"{model}{' in ' if method else ''}{' + '.join(method)}"),
         ("data", str(recipe.data.path or recipe.data.build)),
         ("ranks", f"{topology}, {threads} each, {precision} ({reason})"),
+        *spread,
         ("batch", plan.describe_batch()),
         (
             "steps",

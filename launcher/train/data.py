@@ -36,6 +36,8 @@ def load_examples(recipe: Recipe, split: str, tokenizer: Any | None) -> Sequence
     """The examples of `split` (`train` or `held_out`). Raises UsageError when there are none to train on."""
     examples = _open(recipe, split, tokenizer)
     if split == "train" and len(examples) == 0:
+        if recipe.data.path is None:
+            raise UsageError(f"data.build={recipe.data.build} gives no training sample; see docs/recipes.md")
         raise UsageError(
             f"data.path={recipe.data.path} holds no training sample of {recipe.data.sequence_length} tokens"
         )

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.recipe import Recipe
+from launcher.train.agreement import any_rank
 from launcher.train.data import Example, collate, prompt_ids, to_device
 from launcher.train.engines import Engine
 from launcher.train.functions import find_function
@@ -21,24 +22,30 @@ def perplexity(
     """exp of the mean loss per target over all ranks' `examples`; None, on all ranks, when one was asked to stop."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     mine = range(rank, len(examples), ranks)
-    sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
+    longest = len(range(0, len(examples), ranks))  # a pass may wait for all ranks: each makes as many as the first one
+    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
     engine.model.eval()
     with torch.no_grad():
-        for start in range(0, len(mine), micro):
-            if wants_stop():
-                sums[2] = 1
-                break
-            batch = collate([examples[index] for index in mine[start : start + micro]])
+        for start in range(0, longest, micro):
+            if any_rank(wants_stop(), engine.device):
+                engine.model.train()
+                return None
+            indices = mine[start : start + micro]
+            batch = collate([examples[index] for index in indices or (0,)])
             loss, targets = engine.loss(to_device(batch, engine.device))
-            sums[:2] += torch.stack([loss.double(), targets.double()])
+            if indices:
+                sums += torch.stack([loss.double(), targets.double()])
     engine.model.train()
     dist.all_reduce(sums)
-    loss_sum, targets_sum, stops = sums.tolist()
-    return None if stops or not targets_sum else math.exp(loss_sum / targets_sum)
+    loss_sum, targets_sum = sums.tolist()
+    return math.exp(loss_sum / targets_sum) if targets_sum else None
 
 
 def completion(recipe: Recipe, model: LoadedModel, engine: Engine) -> str | None:
-    """What the model says to the recipe's prompt, greedily; None when it cannot be asked."""
+    """What the model says to the recipe's prompt, greedily; None when it cannot be asked.
+
+    All ranks call it where `engine.passes_are_collective`, and get the same answer.
+    """
     settings = recipe.evaluation
     if settings.prompt is None:
         return None

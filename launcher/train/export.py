@@ -21,7 +21,7 @@ from checkpoints.log import CommitLog
 from checkpoints.restorer import load
 from checkpoints.store import open_store
 from launcher import loading
-from launcher.recipe import Recipe
+from launcher.recipe import Parallel, Recipe
 from launcher.runs import Run
 from launcher.train.functions import find_function
 from launcher.train.models import load_model, locate, prepare_model, saved_buffers
@@ -59,7 +59,8 @@ def _export_adapter(recipe: Recipe, log: CommitLog, commit: Commit, destination:
 
 def _export_whole(recipe: Recipe, log: CommitLog, commit: Commit, destination: Path) -> None:
     """The model in full precision; an adapter, if there is one, is added into the weights it was trained beside."""
-    loaded = load_model(replace(recipe, quantize="none"), torch.device("cpu"), "fp32")
+    whole = replace(recipe, quantize="none", parallel=Parallel())
+    loaded = load_model(whole, torch.device("cpu"), "fp32")
     _restore(log, commit, {n: p.detach() for n, p in loaded.module.named_parameters() if p.requires_grad})
     model: Any = loaded.module
     (model if recipe.adapter is None else model.merge_and_unload()).save_pretrained(destination)

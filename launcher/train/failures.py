@@ -33,6 +33,10 @@ class NonFiniteLoss(Exception):
     """The loss of this rank is NaN or infinite; training on would destroy the weights."""
 
 
+class NoGradient(Exception):
+    """A part of the model that is to be trained would never learn."""
+
+
 class PeerFailed(Exception):
     """Another rank reported a failure that this rank must stop for too."""
 
@@ -98,7 +102,7 @@ _KNOWN: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str, 
     ((NoIntactCheckpoint, CorruptCheckpoint), "no intact checkpoint", "{}"),
     (RunFailed, "storage", "{}"),
     ((LaunchError, StateMismatch, OwnerAlive, NotExclusive), "usage", "{}"),
-    (NonFiniteLoss, "loss", "{}"),
+    ((NonFiniteLoss, NoGradient), "loss", "{}"),
     ((PeerFailed, PeerSilent, ConnectionError), "peer", "{}"),
     (MemoryError, "memory", "out of memory; use a smaller batch.micro"),
     (StoreError, "storage", "{}"),

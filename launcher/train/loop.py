@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
 from checkpoints.saver import SaveResult
 from launcher.errors import RunFailed
 from launcher.runs import Outcome
+from launcher.train.agreement import any_rank
 from launcher.train.data import to_device
 from launcher.train.engines import Batch, StepResult
 from launcher.train.evaluation import completion, perplexity
@@ -27,7 +27,7 @@ def train(session: Session) -> Outcome:
     """Train from the session's progress to the end of the recipe, or to the step that the ranks agree to stop at."""
     recipe, progress = session.recipe, session.progress
     last = recipe.stop_after or recipe.steps
-    if (progress.step == 0 and not _evaluate(session)) or _agree_to_stop(session):
+    if (progress.step == 0 and not _evaluate(session)) or any_rank(session.notice.is_given(), session.engine.device):
         return _stopped(session)
     batches = session.batches()
     while progress.step < last:
@@ -111,12 +111,6 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _agree_to_stop(session: Session) -> bool:
-    vote = torch.tensor(float(session.notice.is_given()), device=session.engine.device)
-    dist.all_reduce(vote)
-    return bool(vote)
-
-
 def _stopped(session: Session) -> Outcome:
     """Preempted, at the step of the newest commit: that is where the run will go on."""
     is_early = session.progress.step == session.recipe.stop_after
@@ -142,6 +136,7 @@ def _evaluate_held_out(session: Session) -> bool:
     if session.metrics is not None:
         session.metrics.add_evaluation(step, value)
         session.report("evaluated", step=step, perplexity=round(value, 3), samples=len(held_out))
+    if session.rank == 0 or session.engine.passes_are_collective:
         text = completion(session.recipe, session.model, session.engine)
         if text is not None:
             session.report("completed", step=step, prompt=session.recipe.evaluation.prompt, text=text)

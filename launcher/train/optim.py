@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -12,24 +12,31 @@ from launcher.recipe import AdamW, Schedule
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def make_adamw(parameters: Mapping[str, torch.nn.Parameter], settings: AdamW) -> torch.optim.AdamW:
-    """AdamW over named parameters. Weight decay applies to matrices only: not to biases, norms or other vectors.
+def make_adamw(parameters: Mapping[str, torch.Tensor], settings: AdamW) -> torch.optim.AdamW:
+    """AdamW over named parameters, with its moments."""
+    optimizer = new_adamw(parameters, settings)
+    add_moments(optimizer, parameters.values())
+    return optimizer
 
-    Its moments exist from the start, as zeros, so that the first checkpoint and every restore see the same tensors.
-    """
+
+def new_adamw(parameters: Mapping[str, torch.Tensor], settings: AdamW) -> torch.optim.AdamW:
+    """AdamW over named parameters. Weight decay applies to matrices only: not to biases, norms or other vectors."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps
     )
-    for parameter in parameters.values():
+
+
+def add_moments(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor]) -> None:
+    """Moments from the start, as zeros, so that the first checkpoint and every restore see the same tensors."""
+    for parameter in parameters:
         optimizer.state[parameter] = {
             "step": torch.tensor(0.0),
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
-    return optimizer
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: Schedule) -> float:

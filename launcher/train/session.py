@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -29,12 +29,14 @@ from launcher.drift import check, compare_identities
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.runs import Attempt, Events, Run, read_json, write_json
+from launcher.train.agreement import any_rank
 from launcher.train.data import Example, data_digest, load_examples, micro_batches
 from launcher.train.digests import sample_digest
 from launcher.train.engines import Batch, Engine, make_engine
 from launcher.train.grace import Grace
 from launcher.train.metrics import Metrics
 from launcher.train.models import LoadedModel, base_digest, load_model
+from launcher.train.precision import LossScale
 from launcher.train.pulse import Phase, Pulse
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -121,7 +123,9 @@ class Session:
             self.report("save_skipped", step=self.progress.step)
         else:
             samples = {"count": self.progress.samples, "digest": f"{total % 2**63:016x}"}
-            metadata = {"step": self.progress.step, "samples": samples, "identity": self.identity}
+            metadata: dict[str, object] = {"step": self.progress.step, "samples": samples, "identity": self.identity}
+            if self.engine.loss_scale is not None:
+                metadata["loss_scale"] = asdict(self.engine.loss_scale)
             self.saver.save(self.progress.step, self.engine.state(), metadata)
         self.blocked_seconds += time.perf_counter() - started
 
@@ -158,8 +162,9 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     rank = dist.get_rank()
     store = open_store(run.checkpoints)
     claim = _claim(store, run, attempt, agent=agent, is_takeover=record["takeover"]) if rank == 0 else None
-    model = load_model(recipe, device, record["precision"])
-    engine = make_engine(recipe, model.module, device, record["precision"])
+    model = load_model(recipe, device, record["precision"], restores=any_rank(_has_commit(claim), device))
+    trainable, total = model.count()  # now: sharding loses how much the bytes of 4-bit weights stand for
+    engine = make_engine(recipe, plan, model.module, device, record["precision"])
     channel = _open_channel(f"{attempt.number}/{restart}")
     saver = Saver(
         store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks,
@@ -173,14 +178,18 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         events=attempt.open_events(),
     )  # fmt: skip
     if restart == 0:
-        trainable, total = model.count()
         session.report("model", trainable=trainable, total=total, device=str(device), precision=record["precision"])
     state = engine.state()
     restored = restore(
         store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks, state=state
     )
     if restored is not None:
+        engine.state_restored()
         _take_up(session, restored, record["allow_change"])
+    elif model.unread is not None:
+        weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+        model.unread.fill(weights)
+        engine.state_restored()
     if rank == 0:
         session.metrics = Metrics(run, session.progress.step)
     saver.prepare(state)
@@ -227,6 +236,10 @@ def _claim(store: Store, run: Run, attempt: Attempt, *, agent: int, is_takeover:
     return CommitLog(store).claim(owner, is_takeover=is_takeover)
 
 
+def _has_commit(claim: Claim | None) -> bool:
+    return claim is not None and bool(claim.state.live)
+
+
 def _open_channel(prefix: str) -> Channel:
     """A connection of its own to the rendezvous store: the threads that commit never wait behind the training's."""
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
@@ -256,3 +269,6 @@ def _take_up(session: Session, restored: Restored, allowed: list[str]) -> None:
         session.progress.digest = int(samples.text("digest", most=16), 16)
     session.progress.step = session.committed_step = step
     session.progress.samples = samples.integer("count")
+    if session.engine.loss_scale is not None and "loss_scale" in restored.metadata:  # another precision has none
+        saved = metadata.inner("loss_scale")
+        session.engine.loss_scale = LossScale(factor=saved.number("factor"), good_steps=saved.integer("good_steps"))

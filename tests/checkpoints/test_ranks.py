@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from support import rank_program
-from support.flat_shard import FlatShard, boxes
 from support.saving import SECONDS, claim, live
 from torch.distributed import HashStore
 
@@ -58,7 +57,13 @@ def test_one_rank_s_checkpoint_goes_on_as_two_sharded_ones_and_back_again(tmp_pa
 
     manifest = open_commit(store, commit).manifest
     chunks = {tensor.name: len(tensor.chunks) for tensor in manifest.tensors}
-    assert chunks == {"model.rows": 2, "model.columns": 2, "model.replicated": 1, "optimizer.flat": 5}
+    assert chunks == {
+        "model.rows": 2,
+        "model.columns": 2,
+        "model.replicated": 1,
+        "optimizer.flat": 5,
+        "optimizer.on_one_rank": 1,
+    }
     assert manifest.world_size == 2
 
     state = rank_program.whole_state(0)
@@ -69,15 +74,3 @@ def test_one_rank_s_checkpoint_goes_on_as_two_sharded_ones_and_back_again(tmp_pa
     other = MemoryStore()
     save_alone(other, 20)
     assert digests(store, commit) == digests(other, live(other)[-1])
-
-
-def test_any_flat_slice_of_a_tensor_is_a_few_boxes() -> None:
-    whole = torch.arange(30).reshape(5, 3, 2)
-    for start in range(31):
-        for end in range(start, 31):
-            pieces = [
-                whole[tuple(slice(low, low + length) for low, length in zip(*box, strict=True))].flatten()
-                for box in boxes((5, 3, 2), start, end)
-            ]
-            assert torch.equal(torch.cat([torch.empty(0, dtype=torch.int64), *pieces]), torch.arange(start, end))
-    assert FlatShard.of(torch.zeros(4), (5, 3, 2), 3).size() == (5, 3, 2)

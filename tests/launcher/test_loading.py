@@ -170,7 +170,7 @@ BAD_WORDS = {
     "steps=1_000_000_000_000_000_000_000x": "steps=",
     "stop_after=11": "stop_after=11 must be in [1, steps=10]",
     "seed=-1": "seed=-1 must be in",
-    "parallel.strategy=dpp": "parallel.strategy=dpp is not one of ddp, fsdp, zero3",
+    "parallel.strategy=dpp": "parallel.strategy=dpp is not one of ddp, fsdp",
     "parallel.cpu_offload=maybe": "parallel.cpu_offload=maybe is not true or false",
     "quantize=nf4": "quantize=nf4 freezes the model",
     "adapter.rank=4": "adapter",

@@ -125,16 +125,15 @@ def test_data_that_is_too_short_is_refused(tmp_path):
         load_examples(recipe, "train", None)
 
 
+def test_a_function_that_gives_no_example_is_named(tmp_path):
+    (tmp_path / "none.py").write_text("def none(split): return []\n")
+    name = f"{tmp_path / 'none.py'}:none"
+    recipe = Recipe(model=Model(build="m:f"), data=Data(build=name), steps=1)
+    with pytest.raises(UsageError, match=f"data.build={name} gives no training sample"):
+        load_examples(recipe, "train", None)
+
+
 def test_more_ranks_than_samples_are_refused_with_the_nearest_that_fit():
     recipe = Recipe(model=Model(build="m:f"), data=Data(path="x.txt"), steps=1, batch=Batch(size=4))
     with pytest.raises(UsageError, match=r"use at most 4 ranks, or batch\.size=8"):
         make_plan(recipe, Topology(nodes=1, ranks_per_node=8, has_gpus=False), cores_per_node=2)
-
-
-@pytest.mark.parametrize("setting", [{"strategy": "fsdp"}, {"strategy": "zero3"}, {"cpu_offload": True}])
-def test_strategies_that_are_not_built_are_refused_before_anything_starts(setting):
-    from launcher import Parallel
-
-    recipe = Recipe(model=Model(build="m:f"), data=Data(path="x.txt"), steps=1, parallel=Parallel(**setting))
-    with pytest.raises(UsageError, match="is not available yet"):
-        make_plan(recipe, Topology(nodes=1, ranks_per_node=1, has_gpus=False), cores_per_node=2)

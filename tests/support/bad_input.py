@@ -139,6 +139,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "schedule.kind": ("cosin", "", "null", "3", "[cosine]", "Cosine"),
     "parallel.strategy": ("dpp", "", "null", "3", "DDP"),
     "parallel.cpu_offload": ("maybe", "2.5", "null", "[true]"),
+    "parallel.shard_within_node": ("maybe", "2.5", "null", "[true]"),
     "precision": ("fp8", "", "null", "16", "[fp32]"),
     "quantize": ("nf4", "int8", "null", "4"),
     "model.activation_checkpointing": ("maybe", "null", "3.5"),
@@ -418,9 +419,8 @@ FLAGS = [
     case("resume good --allow-change sead", "--allow-change sead", "did you mean seed?"),
     case("own.py --name good --allow-change stepz", "--allow-change stepz", "did you mean steps?"),
     case("own.py -x", "-x", "launch --help"),
-    case("own.py parallel.strategy=fsdp", "parallel.strategy=fsdp", "use parallel.strategy=ddp"),
-    case("own.py parallel.cpu_offload=true", "cpu_offload", "cpu_offload=false"),
-    case("own.py precision=fp16", "precision=fp16", "use bf16"),
+    case("own.py parallel.cpu_offload=true", "parallel.cpu_offload=true", "use parallel.strategy=fsdp"),
+    case("own.py parallel.shard_within_node=true", "shard_within_node=true", "use parallel.strategy=fsdp"),
     case("own.py batch.size=1 --gpus 2", "batch.size=1", "2 ranks", "batch.size=2"),
 ]
 

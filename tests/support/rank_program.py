@@ -11,18 +11,24 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from support.flat_shard import FlatShard
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from checkpoints.channel import Channel
+from checkpoints.flat_shard import FlatShard, State
 from checkpoints.log import CommitLog
 from checkpoints.owner import this_process
 from checkpoints.restorer import restore
 from checkpoints.saver import Saver
 from checkpoints.store import open_store
 
-SHAPES = {"model.rows": (7, 5), "model.columns": (6, 4), "model.replicated": (9,), "optimizer.flat": (5, 3, 2)}
+SHAPES = {
+    "model.rows": (7, 5),
+    "model.columns": (6, 4),
+    "model.replicated": (9,),
+    "optimizer.flat": (5, 3, 2),
+    "optimizer.on_one_rank": (30,),
+}
 
 
 def whole_state(step: int) -> dict[str, torch.Tensor]:
@@ -33,20 +39,26 @@ def whole_state(step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def cut_state(step: int, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+def cut_state(step: int, rank: int, world_size: int) -> State:
     """The same state, as several ranks hold it: sharded in three ways, and replicated."""
-    state = whole_state(step)
+    state: dict[str, torch.Tensor | FlatShard] = {**whole_state(step)}
     mesh = init_device_mesh("cpu", (world_size,))
-    state["model.rows"] = distribute_tensor(state["model.rows"], mesh, [Shard(0)])
-    state["model.columns"] = distribute_tensor(state["model.columns"], mesh, [Shard(1)])
-    flat = state["optimizer.flat"].flatten()
+    whole = whole_state(step)
+    state["model.rows"] = distribute_tensor(whole["model.rows"], mesh, [Shard(0)])
+    state["model.columns"] = distribute_tensor(whole["model.columns"], mesh, [Shard(1)])
+    flat = whole["optimizer.flat"].flatten()
     cut = [0, 17, len(flat)]
-    state["optimizer.flat"] = FlatShard.of(flat[cut[rank] : cut[rank + 1]].clone(), SHAPES["optimizer.flat"], cut[rank])
+    state["optimizer.flat"] = FlatShard(
+        items=flat[cut[rank] : cut[rank + 1]].clone(), shape=SHAPES["optimizer.flat"], start=cut[rank]
+    )
+    state["optimizer.on_one_rank"] = FlatShard(items=flat[: 30 * rank].clone(), shape=(30,), start=0)
     return state
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor.as_subclass(torch.Tensor)
+def local(value: torch.Tensor | FlatShard) -> torch.Tensor:
+    if isinstance(value, FlatShard):
+        return value.items
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def open_channel(rank: int, world_size: int, folder: Path) -> Channel:

@@ -53,6 +53,20 @@ def start(*words: str, runs_dir: Path) -> subprocess.Popen[str]:
     )
 
 
+def run_script(script: str, argument: str, folder: Path) -> str:
+    """What a Python script of the folder prints."""
+    result = subprocess.run(
+        [sys.executable, script, argument],
+        env=environment(folder),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 def read_until(launcher: subprocess.Popen[str], text: str) -> str:
     """The next line of stderr that holds the text."""
     assert launcher.stderr is not None
