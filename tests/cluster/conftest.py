@@ -22,4 +22,4 @@ def slurm() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
     """What all runs on Slurm train, and the same on one machine, undisturbed."""
-    return Course(tmp_path_factory.mktemp("course"), Schedule(steps=200, save_every=5, evaluate_every=400))
+    return Course(tmp_path_factory.mktemp("course"), Schedule(steps=120, save_every=5, evaluate_every=400))

@@ -19,6 +19,7 @@ from support.runs_for_tests import LAUNCH, REPOSITORY, environment, json_lines, 
 SCRIPT = REPOSITORY / "scripts/slurm-cluster"
 NODES, RANKS_PER_NODE = 2, 2
 RANKS = NODES * RANKS_PER_NODE
+TRAP = "executed"  # the file that is there if a shell has taken the name of the runs folder for its own
 _NEEDED = ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "ip")
 
 
@@ -37,7 +38,7 @@ class Cluster:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.folder.chmod(0o755)
-        self.runs = self.folder / "shared/runs"
+        self.runs = self.folder / f"shared/$(touch {TRAP});touch {TRAP}'\"& runs"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))},
             "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
@@ -137,7 +138,8 @@ class SlurmRun(Disturbed):
 
     def random_step(self, choose: random.Random) -> int:
         """One that the run has not reached, and after which it is still at work for a while."""
-        return choose.randint(self.step() + 3, self.course.schedule.steps - 40)
+        last = self.course.schedule.steps - 20
+        return choose.randint(self.step() + 3, max(self.step() + 3, min(self.step() + 25, last)))
 
     def status(self) -> dict[str, Any]:
         result = self.slurm.launch("status", self.name, "--json")
