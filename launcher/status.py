@@ -158,7 +158,7 @@ def _state_without_outcome(attempt: Attempt, job: _JobState | None, *, has_steps
         what = str(job) if job is not None and job.is_of_scheduler else "its node process is gone"
         return "LOST", f"{what}; resume the run"
     if job.situation.state is JobState.PENDING:
-        return ("LOST" if has_steps else "PENDING"), str(job)
+        return ("LOST" if has_steps else "PENDING"), job.situation.reason
     event = _last_event(attempt)
     if event.get("event") == "restarted":
         return "RECOVERING", str(event.get("cause"))

@@ -9,7 +9,8 @@ import subprocess
 from cluster.errors import ClusterError, Refused
 from cluster.job import JobState, Situation
 
-_SECONDS = 30
+_SECONDS = 30.0
+_PATIENCE_SECONDS = 3.0  # without a configuration Slurm's commands look for one in the name service
 _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
@@ -20,7 +21,7 @@ _ENDED = {
 def answers() -> bool:
     """Whether there is a Slurm that this machine can submit to."""
     try:
-        _run("sinfo", "--noheader")
+        _run("sinfo", "--noheader", seconds=_PATIENCE_SECONDS)
     except ClusterError:
         return False
     return True
@@ -78,17 +79,17 @@ def has_gpus(partition: str | None) -> bool:
     return False
 
 
-def _run(*command: str, stdin: str = "") -> str:
+def _run(*command: str, stdin: str = "", seconds: float = _SECONDS) -> str:
     """What the command prints. Raises SlurmSilent when it is missing or gets no answer, and Refused when it fails."""
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         result = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=_SECONDS, env=environment, check=False
+            command, input=stdin, capture_output=True, text=True, timeout=seconds, env=environment, check=False
         )
     except FileNotFoundError as error:
         raise SlurmSilent(f"{command[0]} is not on this machine; use a machine that can submit to Slurm") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmSilent(f"Slurm does not answer within {_SECONDS} s; try again later") from error
+        raise SlurmSilent(f"Slurm does not answer within {seconds:.0f} s; try again later") from error
     if result.returncode == 0:
         return result.stdout
     text = " ".join(result.stderr.split())
