@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Protocol
 
 from cluster.errors import ClusterError
-from cluster.job import Job, JobState, Submission
+from cluster.job import Job, Situation, Submission
+from cluster.topology import Topology
 
 
 class Backend(Protocol):
-    """A place where jobs run. `most_nodes`: how many machines it has; None where only the place knows."""
+    """A place where jobs run.
+
+    needs_launcher: the job lives no longer than the process that submitted it, which also starts it again.
+    """
 
     name: str
-    most_nodes: int | None
+    needs_launcher: bool
+
+    def is_reachable(self) -> bool:
+        """Whether jobs can be submitted from this machine."""
+        ...
+
+    def topology(self, nodes: int, ranks_per_node: int | None) -> Topology:
+        """The machines that were asked for. Raises ClusterError when the place does not have them."""
+        ...
+
+    def cores_per_node(self, topology: Topology) -> int:
+        """CPU cores for the ranks of one node."""
+        ...
+
+    def settings(self) -> dict[str, object]:
+        """What makes an equal backend again, through `backend_named`."""
+        ...
 
     def render(self, job: Job) -> Submission:
         """What `submit` would execute. Pure."""
+        ...
+
+    def check(self, submission: Submission) -> None:
+        """Have the place look at it without running it. Raises ClusterError when it would be refused."""
         ...
 
     def submit(self, submission: Submission) -> str:
         """Start it; the answer is a handle that later calls take, also in another process."""
         ...
 
-    def state(self, handle: str) -> JobState: ...
+    def situation(self, handle: str) -> Situation: ...
 
     def stop(self, handle: str, number: signal.Signals) -> None:
         """Ask the job to save and leave, by the signal that the launcher was asked by."""
@@ -35,13 +61,18 @@ class Backend(Protocol):
         ...
 
 
-_BACKENDS = {"local": "cluster.local:LocalBackend"}
+BACKENDS = {"local": "cluster.local:LocalBackend", "slurm": "cluster.slurm.backend:SlurmBackend"}
 
 
-def backend_named(name: str) -> Backend:
-    """The backend `name`. Raises ClusterError for an unknown one."""
-    if name not in _BACKENDS:
-        raise ClusterError(f"--on {name} is not a known target; use one of: {', '.join(sorted(_BACKENDS))}")
-    module, _, attribute = _BACKENDS[name].partition(":")
-    backend: Backend = getattr(import_module(module), attribute)()
+def backend_named(name: str, settings: Mapping[str, object] | None = None) -> Backend:
+    """The backend `name`. Raises ClusterError for an unknown one, and for settings that it does not have."""
+    if name not in BACKENDS:
+        nearest = get_close_matches(name, BACKENDS, n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise ClusterError(
+            f"--on {name} is not a known target; {hint}use one of: {', '.join(sorted(BACKENDS))}, "
+            "or the name of a file in profiles/"
+        )
+    module, _, attribute = BACKENDS[name].partition(":")
+    backend: Backend = getattr(import_module(module), attribute)(settings or {})
     return backend

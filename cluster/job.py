@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,27 +11,57 @@ from cluster.topology import Topology
 
 
 class JobState(StrEnum):
+    """Of a job that a scheduler starts again by itself: it is pending once more, and has not ended."""
+
+    PENDING = "PENDING"
     RUNNING = "RUNNING"
     ENDED = "ENDED"
+    UNKNOWN = "UNKNOWN"  # the place does not answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """A job as its place sees it. `reason`: why it is so, in the place's own words; empty where there are none."""
+
+    state: JobState
+    reason: str = ""
+    starts_again: int = 0  # how often the place has started the job again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One attempt: run `command` once on each node, in `folder`, with `environment` added to the node's own."""
+    """Run `command` once on each node, in `folder`, with `environment` added to the node's own.
+
+    entry, run_folder: the same for a place that is sent a function: `module:name`, and its only argument.
+    """
 
     name: str
     command: tuple[str, ...]
+    entry: str
+    run_folder: Path
     folder: Path
-    log: Path  # of the node process
+    logs: Path  # the folder for what the node processes print, as node-N.log
     environment: dict[str, str]
     topology: Topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """Exactly what a backend will execute: printable, comparable, sent as it is."""
+    """Exactly what a backend will execute: printable, comparable, sent as it is.
+
+    script: of a batch job. payload: the function that is called on each node, and its argument.
+    """
 
     command: tuple[str, ...]
     folder: Path
     log: Path
     environment: dict[str, str]
+    script: str = ""
+    payload: tuple[str, str] | None = None
+
+    def __str__(self) -> str:
+        if self.payload is not None:
+            function, argument = self.payload
+            return f"{self.script}\n# what is called on each node\n# {function}({argument!r})"
+        words = [f"{name}={value}" for name, value in sorted(self.environment.items())]
+        return f"cd {shlex.quote(str(self.folder))}\n{shlex.join(['env', *words, *self.command])}"

@@ -7,12 +7,15 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from cluster.job import Job, JobState, Submission
+from cluster.errors import ClusterError
+from cluster.job import Job, JobState, Situation, Submission
 from cluster.preemption import stop_signals_held
 from cluster.processes import die_with_parent
+from cluster.topology import Topology, local_core_count, local_gpu_count
 
 _HANDLE = re.compile(r"([1-9][0-9]{0,9}):([1-9][0-9]{0,18})")
 
@@ -21,18 +24,43 @@ class LocalBackend:
     """Runs one node here. Its handle is `pid:start time`: a pid that was given away again is not mistaken for it."""
 
     name = "local"
-    most_nodes = 1
+    needs_launcher = True
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, object]) -> None:
+        if settings:
+            raise ClusterError(f"--on local has no setting {next(iter(settings))}; give none")
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def is_reachable(self) -> bool:
+        return True
+
+    def topology(self, nodes: int, ranks_per_node: int | None) -> Topology:
+        """This machine's GPUs, or CPU ranks where it has none; one rank if no number is given and there is no GPU."""
+        if nodes > 1:
+            raise ClusterError(f"--nodes {nodes} is more than --on local has (1); use --gpus for more ranks")
+        gpus = local_gpu_count()
+        if gpus and ranks_per_node and ranks_per_node > gpus:
+            raise ClusterError(
+                f"--gpus {ranks_per_node} is more than this machine has ({gpus}); use --gpus {gpus} or less"
+            )
+        return Topology(nodes=nodes, ranks_per_node=ranks_per_node or max(1, gpus), has_gpus=gpus > 0)
+
+    def cores_per_node(self, topology: Topology) -> int:
+        return local_core_count()
+
+    def settings(self) -> dict[str, object]:
+        return {}
 
     def render(self, job: Job) -> Submission:
         return Submission(
             command=(sys.executable, "-m", "cluster.node", *job.command),
             folder=job.folder,
-            log=job.log,
+            log=job.logs / "node-0.log",
             environment=job.environment,
         )
+
+    def check(self, submission: Submission) -> None:
+        """This machine takes whatever its topology allows."""
 
     def submit(self, submission: Submission) -> str:
         # A session of its own: Ctrl-C in the terminal reaches the launcher alone, which decides what it means.
@@ -52,11 +80,10 @@ class LocalBackend:
         self._children[handle] = child
         return handle
 
-    def state(self, handle: str) -> JobState:
+    def situation(self, handle: str) -> Situation:
         child = self._children.get(handle)
-        if child is not None:
-            return JobState.RUNNING if child.poll() is None else JobState.ENDED
-        return JobState.RUNNING if _is_alive(handle) else JobState.ENDED
+        is_alive = child.poll() is None if child is not None else _is_alive(handle)
+        return Situation(state=JobState.RUNNING if is_alive else JobState.ENDED)
 
     def stop(self, handle: str, number: signal.Signals) -> None:
         _signal(handle, number, to_group=False)

@@ -32,7 +32,7 @@ def main(command: list[str]) -> int:
         code = child.wait()
     if code < 0:
         print(f"the trainer on this node was ended by {signal.Signals(-code).name}", file=sys.stderr)
-        return 1
+        return 128 - code  # as a shell tells it
     return code
 
 

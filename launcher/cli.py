@@ -17,11 +17,14 @@ commands:
   launch RECIPE [KEY=VALUE ...]        train; --name of an earlier run resumes it
   launch resume RUN [KEY=VALUE ...]    carry on at the newest intact checkpoint
   launch status RUN                    state, step and attempts
+  launch logs RUN [-f]                 what a rank prints
+  launch cancel RUN                    save, stop, and do not start again
   launch show RECIPE [KEY=VALUE ...]   the resolved recipe as YAML, with the origin of each value
   launch ls                            the recipes that ship, and the runs here
   launch checkpoints ls|verify|digest|pin|unpin|export RUN
 
-exit codes: 0 done, 1 failed, 2 usage, 4 no intact checkpoint, 75 stopped and resumable, 93 do not requeue
+exit codes: 0 done, 1 failed, 2 usage, 3 refused by the target, 4 no intact checkpoint, 75 stopped and resumable,
+            93 do not requeue
 """
 
 COMMANDS = {
@@ -30,6 +33,8 @@ COMMANDS = {
     "show": "launcher.commands.show:show",
     "ls": "launcher.commands.show:ls",
     "status": "launcher.commands.status:status",
+    "logs": "launcher.commands.logs:logs",
+    "cancel": "launcher.commands.cancel:cancel",
     "checkpoints": "launcher.commands.checkpoints:checkpoints",
 }
 
@@ -152,8 +157,13 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--on", default="local", metavar="TARGET", help="where to run (local)")
-    parser.add_argument("--nodes", "--nnodes", default=1, type=_positive, metavar="N", help="machines (default 1)")
+    parser.add_argument(
+        "--on",
+        metavar="TARGET",
+        help="where to run: local, slurm, or NAME for profiles/NAME.yaml (default: slurm for several nodes, if there "
+        "is one, else local)",
+    )
+    parser.add_argument("--nodes", "--nnodes", type=_positive, metavar="N", help="machines (default 1)")
     parser.add_argument(
         "--gpus",
         "--nproc-per-node",
@@ -175,6 +185,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how long after a stop signal the run is ended by force; it is gone before that (default: never)",
     )
+    parser.add_argument("--dry-run", action="store_true", help="show exactly what would be executed, and do nothing")
     parser.add_argument("--takeover", action="store_true", help="take a run from an owner that looks alive")
     parser.add_argument(
         "--allow-change",
@@ -237,6 +248,18 @@ def _status(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
+def _logs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run's name or folder")
+    parser.add_argument("--rank", default=0, type=_count, metavar="R", help="the log of this rank (default 0)")
+    parser.add_argument("--follow", "-f", action="store_true", help="go on until the run has ended")
+    _add_runs_dir(parser)
+
+
+def _cancel(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run's name or folder")
+    _add_runs_dir(parser)
+
+
 def _checkpoints(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["ls", "verify", "digest", "pin", "unpin", "export"])
     parser.add_argument("run", help="a run's name or folder")
@@ -253,6 +276,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) > 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 1000000")
+    return int(text)
+
+
 def _seconds(text: str) -> int:
     if not text.isdecimal() or int(text) > 1_000_000:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of seconds from 0 to 1000000")
@@ -265,5 +294,7 @@ _ARGUMENTS = {
     "show": _show,
     "ls": _ls,
     "status": _status,
+    "logs": _logs,
+    "cancel": _cancel,
     "checkpoints": _checkpoints,
 }

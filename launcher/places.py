@@ -1,11 +1,10 @@
-"""Where runs are kept, and where they run."""
+"""Where runs are kept."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from cluster.topology import Topology, local_gpu_count
 from launcher.errors import UsageError
 
 
@@ -18,11 +17,3 @@ def runs_dir(flag: str | None) -> Path:
     if separator and scheme != "file":
         raise UsageError(f"--runs-dir {text} is not on this machine; use a path or file://PATH")
     return Path(rest if separator else text).expanduser().absolute()
-
-
-def local_topology(nodes: int, ranks_per_node: int | None) -> Topology:
-    """This machine's GPUs, or CPU ranks where it has none; one rank if no number is given and there is no GPU."""
-    gpus = local_gpu_count()
-    if gpus and ranks_per_node and ranks_per_node > gpus:
-        raise UsageError(f"--gpus {ranks_per_node} is more than this machine has ({gpus}); use --gpus {gpus} or less")
-    return Topology(nodes=nodes, ranks_per_node=ranks_per_node or max(1, gpus), has_gpus=gpus > 0)

@@ -10,6 +10,8 @@ attempts/0001/environment.json, identity.json   versions and machine; digests of
 attempts/0001/failures/      what ended each rank that failed
 attempts/0001/logs/          one file per rank and one per node
 attempts/0001/pace/          how fast the ranks are, one file per node
+attempts/0001/leader.json    where the agents of other nodes find the first one; for its user alone
+slurm/                       what was submitted to Slurm, and what the batch script printed
 metrics.jsonl, tensorboard/  one record per step
 checkpoints/                 the commit log and the saves
 """
@@ -26,6 +28,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO
@@ -34,14 +37,16 @@ from launcher.errors import DamagedRun, UsageError
 from launcher.pace import Pace
 
 FORMAT = 1
+STOP_AFTER = "stop_after"  # the cause of an outcome that the recipe asked for
 MOST_TEXT_BYTES = 16 * 2**20
 MOST_LINE_BYTES = 2**20
 _APPENDED = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _RUN_TYPES = {"run": str, "recipe": str, "steps": int}
 _ATTEMPT_TYPES = {
     "target": str, "handle": str, "ranks_per_node": int, "threads_per_rank": int, "nodes": int, "micro": int,
-    "precision": str, "has_gpus": bool,
+    "precision": str, "has_gpus": bool, "start": int, "commits": int, "submission": int, "settings": dict,
 }  # fmt: skip
+_LEADER_TYPES = {"address": str, "port": int, "key": str}
 _OUTCOME_TYPES = {"state": str, "cause": str, "exit_code": int, "step": int | None, "details": str, "log": str}
 _NUMBER = re.compile(r"[0-9]{4,9}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -55,23 +60,24 @@ def check_run_name(name: str) -> str:
     return name
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, mode: int = 0o666) -> None:
     """Publish `value` at `path`: a reader sees all of it or the previous content."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n", mode)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
     """Like `write_json`, for any text."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", opener=_unfollowed) as file:
+    # Several machines may write to one run folder: a pid alone is no name of one's own there.
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8", opener=partial(_unfollowed, mode=mode)) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
-def _unfollowed(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+def _unfollowed(path: str, flags: int, mode: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, mode)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -152,7 +158,10 @@ def json_lines(file: BinaryIO) -> Iterator[tuple[dict[str, Any], int]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. `state` is SUCCEEDED, PREEMPTED, FAILED or CANCELLED; `cause` is one line for people."""
+    """How an attempt ended. `state` is SUCCEEDED, PREEMPTED, FAILED, CANCELLED or LOST; `cause` is one line for people.
+
+    LOST is one that a machine was taken from: the others have told.
+    """
 
     state: str
     cause: str
@@ -160,6 +169,11 @@ class Outcome:
     step: int | None = None  # the last completed step; None when not one was completed
     details: str = ""  # the traceback of the first failure
     log: str = ""  # the log file that tells more
+
+    @property
+    def wants_another_start(self) -> bool:
+        """Whether a scheduler should start the run again, which nobody has asked to stop for good."""
+        return self.state in ("PREEMPTED", "LOST") and self.cause != STOP_AFTER
 
 
 class Events(LineFile):
@@ -217,6 +231,13 @@ class Attempt:
 
     def write_outcome(self, outcome: Outcome) -> None:
         write_json(self.folder / "outcome.json", asdict(outcome))
+
+    def leader(self) -> dict[str, Any] | None:
+        """Where the agent of the first node listens, and the key to it; None while it does not."""
+        return read_json(self.folder / "leader.json", _LEADER_TYPES)
+
+    def write_leader(self, leader: dict[str, object]) -> None:
+        write_json(self.folder / "leader.json", leader, mode=0o600)
 
     def paces(self) -> list[Pace]:
         """Of all ranks that have told; empty while there are no steps."""
@@ -309,7 +330,7 @@ class Run:
                 break
             except FileExistsError:
                 number += 1
-        attempt.write_record({"number": number, **record})
+        attempt.write_record({"submission": number, **record, "number": number})
         return attempt
 
 

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from checkpoints.entry import Commit
 from checkpoints.log import CommitLog
 from checkpoints.store import open_store
 from cluster.backend import backend_named
-from cluster.job import JobState
+from cluster.job import JobState, Situation
 from launcher.pace import stragglers
 from launcher.records import Records
 from launcher.runs import Attempt, Run, json_lines, open_regular
 
 
 def run_state(run: Run) -> dict[str, Any]:
-    """`run, state, cause, step, steps, loss, attempts, stragglers, commits`: what `launch status --json` prints.
+    """`run, state, cause, step, steps, loss, job, attempts, stragglers, commits`: what `launch status --json` prints.
 
-    state: STARTING, RUNNING or RECOVERING while an attempt is alive; SUCCEEDED or FAILED when it ended so; PENDING when
-    nothing runs and the run can be resumed.
+    state: STARTING, RUNNING or RECOVERING while an attempt is alive; SUCCEEDED, FAILED or CANCELLED when it ended so;
+    PENDING when nothing runs, and the run can be resumed or waits for its scheduler.
+    job: of a run that a scheduler starts, its `id, state, reason, starts_again`; else null.
     """
     records = Records(run.metrics)
     all_attempts = run.attempts()
-    attempts = [_attempt_state(attempt, records) for attempt in all_attempts]
+    attempts = [_ended_state(attempt, records) for attempt in all_attempts[:-1]]
+    summary, latest = _summary(run, records, all_attempts)
+    attempts += [latest] if latest else []
     entry = CommitLog(open_store(run.checkpoints)).read()
     return {
-        **_summary(run, records, attempts[-1] if attempts else None),
+        **summary,
         "attempts": attempts,
         "stragglers": [asdict(found) for found in stragglers(all_attempts[-1].paces())] if all_attempts else [],
         "commits": commits_as_json(entry.live if entry else ()),
@@ -37,22 +40,38 @@ def run_state(run: Run) -> dict[str, Any]:
 
 def run_summary(run: Run) -> dict[str, Any]:
     """`run_state` without its lists: quick to find, however long the run is."""
-    records, attempts = Records(run.metrics), run.attempts()
-    return _summary(run, records, _attempt_state(attempts[-1], records) if attempts else None)
+    return _summary(run, Records(run.metrics), run.attempts())[0]
 
 
-def _summary(run: Run, records: Records, latest: dict[str, Any] | None) -> dict[str, Any]:
-    state, cause = (latest["state"], latest["cause"]) if latest else ("PENDING", "not started")
+def _summary(run: Run, records: Records, attempts: list[Attempt]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The run, and its newest attempt."""
+    latest = attempts[-1] if attempts else None
+    job = _job(latest) if latest else None
+    attempt = _attempt_state(latest, records, job) if latest else None
+    state, cause = _state_of_run(attempt, job)
     last = records.last()
-    return {
+    summary = {
         "run": run.name,
         "folder": str(run.folder),
-        "state": state if state not in ("PREEMPTED", "LOST") else "PENDING",
+        "state": state,
         "cause": cause,
         "step": last["step"] if last else 0,
         "steps": run.record()["steps"],
         "loss": last["loss"] if last else None,
+        "job": job.to_json() if job and job.is_of_scheduler else None,
     }
+    return summary, attempt
+
+
+def _state_of_run(attempt: dict[str, Any] | None, job: _JobState | None) -> tuple[str, str]:
+    if attempt is None or job is None:
+        return "PENDING", "not started"
+    state, cause = attempt["state"], attempt["cause"]
+    if state not in ("PREEMPTED", "LOST"):
+        return state, cause
+    # What ended may have a scheduler that is about to start it again.
+    waits = job.is_of_scheduler and job.situation.state is not JobState.ENDED
+    return "PENDING", f"{cause}; {job}" if waits else cause
 
 
 def commit_count(run: Run) -> int:
@@ -67,33 +86,83 @@ def commits_as_json(commits: Iterable[Commit]) -> list[dict[str, object]]:
     ]
 
 
-def _attempt_state(attempt: Attempt, records: Records) -> dict[str, Any]:
-    record, outcome = attempt.record(), attempt.outcome()
-    steps = records.steps_of(attempt.number)
-    if outcome is not None:
-        state, cause = outcome.state, outcome.cause
+@dataclass(frozen=True, slots=True)
+class _JobState:
+    """The job of an attempt, and how it is."""
+
+    target: str
+    handle: str
+    situation: Situation
+    is_of_scheduler: bool
+
+    def to_json(self) -> dict[str, Any]:
+        situation = self.situation
+        return {
+            "id": self.handle,
+            "state": str(situation.state),
+            "reason": situation.reason,
+            "starts_again": situation.starts_again,
+        }
+
+    def __str__(self) -> str:
+        reason = f" ({self.situation.reason})" if self.situation.reason else ""
+        return f"{self.target} job {self.handle} is {self.situation.state}{reason}"
+
+
+def _job(attempt: Attempt) -> _JobState | None:
+    """None for an attempt that was never submitted."""
+    record = attempt.record()
+    if "handle" not in record or "target" not in record:
+        return None
+    backend = backend_named(record["target"])
+    outcome = attempt.outcome()
+    if outcome is not None and not outcome.wants_another_start:  # nobody need be asked
+        situation = Situation(state=JobState.ENDED)
     else:
-        state, cause = _state_without_outcome(attempt, record, has_steps=steps is not None)
+        situation = backend.situation(record["handle"])
+    return _JobState(record["target"], record["handle"], situation, not backend.needs_launcher)
+
+
+def _ended_state(attempt: Attempt, records: Records) -> dict[str, Any]:
+    """Of an attempt that others have followed."""
+    outcome = attempt.outcome()
+    state, cause = (outcome.state, outcome.cause) if outcome else ("LOST", "another attempt has followed it")
+    return _as_json(attempt, records, state, cause)
+
+
+def _attempt_state(attempt: Attempt, records: Records, job: _JobState | None) -> dict[str, Any]:
+    outcome = attempt.outcome()
+    if outcome is not None:
+        return _as_json(attempt, records, outcome.state, outcome.cause)
+    state, cause = _state_without_outcome(attempt, job, has_steps=records.steps_of(attempt.number) is not None)
+    return _as_json(attempt, records, state, cause)
+
+
+def _as_json(attempt: Attempt, records: Records, state: str, cause: str) -> dict[str, Any]:
+    record, steps = attempt.record(), records.steps_of(attempt.number)
+    outcome_file = attempt.folder / "outcome.json"
     return {
         "number": attempt.number,
         "target": record.get("target"),
         "state": state,
         "cause": cause,
         "started": record.get("started"),
-        "ended": (attempt.folder / "outcome.json").stat().st_mtime if outcome else None,
+        "ended": outcome_file.stat().st_mtime if outcome_file.exists() else None,
         "first_step": steps[0] if steps else None,
         "last_step": steps[1] if steps else None,
     }
 
 
-def _state_without_outcome(attempt: Attempt, record: dict[str, Any], *, has_steps: bool) -> tuple[str, str]:
-    is_submitted = "handle" in record and "target" in record
-    if not is_submitted or backend_named(record["target"]).state(record["handle"]) is JobState.ENDED:
-        return "LOST", "its node process is gone; resume the run"
+def _state_without_outcome(attempt: Attempt, job: _JobState | None, *, has_steps: bool) -> tuple[str, str]:
+    if job is None or job.situation.state is JobState.ENDED:
+        what = str(job) if job is not None and job.is_of_scheduler else "its node process is gone"
+        return "LOST", f"{what}; resume the run"
+    if job.situation.state is JobState.PENDING:
+        return ("LOST" if has_steps else "PENDING"), job.situation.reason
     event = _last_event(attempt)
     if event.get("event") == "restarted":
         return "RECOVERING", str(event.get("cause"))
-    return ("RUNNING" if has_steps else "STARTING"), ""
+    return ("RUNNING" if has_steps else "STARTING"), str(job) if job.situation.state is JobState.UNKNOWN else ""
 
 
 def _last_event(attempt: Attempt) -> dict[str, Any]:

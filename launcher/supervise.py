@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from cluster.backend import Backend
+from cluster.errors import ClusterError
 from cluster.job import Job, JobState
 from cluster.preemption import STOP_SIGNALS
 from cluster.topology import Topology
@@ -44,7 +46,7 @@ def supervise(
     lost, commits = 0, commit_count(run)
     with _stop_requests() as requests:
         while True:
-            attempt = _start_attempt(run, recipe, plan, backend, settings)
+            attempt = start_attempt(run, recipe, plan, backend, settings)
             _follow(run, attempt, backend, requests, display)
             outcome = attempt.outcome()
             if outcome is not None:
@@ -75,28 +77,41 @@ def _outcome_not_written(run: Run, attempt: Attempt, requests: list[signal.Signa
     return None
 
 
-def _start_attempt(run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object]) -> Attempt:
+def start_attempt(run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object]) -> Attempt:
+    """Make the next attempt and submit it. Raises ClusterError when the place refuses it: then there is no attempt."""
     topology = plan.topology
     attempt = run.new_attempt(
         {
             "target": backend.name,
             "started": time.time(),
             "preload": _modules_to_preload(recipe, topology.has_gpus),
+            "settings": backend.settings(),
+            "commits": commit_count(run),
             **settings,
         }
     )
-    job = Job(
-        name=run.name,
-        command=(sys.executable, "-m", "launcher.train", str(run.folder), str(attempt.number)),
-        folder=run.code,
-        log=attempt.logs / "node-0.log",
-        environment={"PYTHONPATH": str(run.code), **_environment(topology)},
-        topology=topology,
-    )
-    handle = backend.submit(backend.render(job))
+    try:
+        handle = backend.submit(backend.render(make_job(run, attempt.number, topology)))
+    except ClusterError:
+        shutil.rmtree(attempt.folder)
+        raise
     attempt.write_record({**attempt.record(), "handle": handle})
     write_json(attempt.folder / "environment.json", environment(Path(run.record()["recipe"]).parent))
     return attempt
+
+
+def make_job(run: Run, number: int, topology: Topology) -> Job:
+    """What attempt `number` asks of its backend."""
+    return Job(
+        name=run.name,
+        command=(sys.executable, "-m", "launcher.train", str(run.folder), str(number)),
+        entry="launcher.on_node:train",
+        run_folder=run.folder,
+        folder=run.code,
+        logs=run.attempt(number).logs,
+        environment={"PYTHONPATH": str(run.code), **_environment(topology)},
+        topology=topology,
+    )
 
 
 def _environment(topology: Topology) -> dict[str, str]:
@@ -124,7 +139,7 @@ def _follow(run: Run, attempt: Attempt, backend: Backend, requests: list[signal.
     follower = Follower(run, attempt, display)
     handle = str(attempt.record()["handle"])
     passed_on = 0
-    while backend.state(handle) is not JobState.ENDED:
+    while backend.situation(handle).state is not JobState.ENDED:
         follower.update()
         if len(requests) > passed_on:
             passed_on = len(requests)

@@ -14,6 +14,7 @@ from support.runs_for_tests import REPOSITORY, launch, status
 
 from launcher.cli import COMMANDS, parse_words
 from launcher.loading import load
+from launcher.targets import choose_target
 
 PAGES = [README, *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
@@ -27,7 +28,10 @@ def test_every_launch_command_in_the_docs_is_one(page, command):
     name, arguments = parse_words(words)
     assert name in COMMANDS
     if name in ("train", "show") and (REPOSITORY / arguments.recipe).exists():
-        load(str(REPOSITORY / arguments.recipe), arguments.overrides, laptop=True)
+        words = arguments.overrides
+        if name == "train":
+            words = choose_target(arguments.on, arguments.nodes or 1, words, before={}).words
+        load(str(REPOSITORY / arguments.recipe), words, laptop=True)
 
 
 @pytest.mark.parametrize(("page", "command"), [t for t in TYPED if t[1].startswith("scripts/")])

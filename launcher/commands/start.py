@@ -6,53 +6,64 @@ import argparse
 import os
 from pathlib import Path
 
-from cluster.backend import backend_named
-from cluster.topology import Topology, local_core_count
 from launcher import loading
-from launcher.errors import UsageError
-from launcher.places import local_topology, runs_dir
+from launcher.places import runs_dir
 from launcher.plan import make_plan
-from launcher.runs import Run, check_run_name, find_run
+from launcher.runs import Attempt, Run, check_run_name, find_run
+from launcher.targets import Target, choose_target
+from launcher.terminal import say
 
 
 def train(arguments: argparse.Namespace) -> int:
-    topology = _topology(arguments)
+    target = _target(arguments, before=None)
+    topology = target.backend.topology(arguments.nodes or 1, arguments.gpus)
     folder = runs_dir(arguments.runs_dir)
     if arguments.name is not None:
         check_run_name(arguments.name)
     use_laptop = not topology.has_gpus if arguments.laptop is None else arguments.laptop
-    resolved = loading.load(arguments.recipe, arguments.overrides, laptop=use_laptop)
-    plan = make_plan(resolved.recipe, topology, cores_per_node=local_core_count())
+    resolved = loading.load(arguments.recipe, target.words, laptop=use_laptop)
+    plan = make_plan(resolved.recipe, topology, cores_per_node=target.backend.cores_per_node(topology))
     run = Run(folder / (arguments.name or _new_name(resolved, folder)))
     from launcher.code_snapshot import root_of
     from launcher.commands.train import carry_on, start
 
     if (run.folder / "run.json").exists():
         frozen = loading.relocated(resolved, root_of(Path(resolved.source)), run.code)
-        return carry_on(run, frozen, plan, arguments)
-    return start(run, resolved, plan, arguments)
+        return carry_on(run, frozen, plan, target.backend, arguments)
+    return start(run, resolved, plan, target.backend, arguments)
 
 
 def resume(arguments: argparse.Namespace) -> int:
     run = find_run(arguments.run, runs_dir(arguments.runs_dir))
     run.record()
+    attempts = run.attempts()
+    before = attempts[-1] if attempts else None
+    target = _target(arguments, before)
     # A run that was told to stop early goes on to its end, unless it is told to stop again.
-    stops_again = any(word.startswith("stop_after=") for word in arguments.overrides)
-    resolved = loading.load_frozen(run.config, [*([] if stops_again else ["stop_after=null"]), *arguments.overrides])
-    plan = make_plan(resolved.recipe, _topology(arguments), cores_per_node=local_core_count())
+    stops_again = any(word.startswith("stop_after=") for word in target.words)
+    resolved = loading.load_frozen(run.config, [*([] if stops_again else ["stop_after=null"]), *target.words])
+    nodes, ranks_per_node = _size(arguments, before, target)
+    topology = target.backend.topology(nodes, ranks_per_node)
+    plan = make_plan(resolved.recipe, topology, cores_per_node=target.backend.cores_per_node(topology))
     from launcher.commands.train import carry_on
 
-    return carry_on(run, resolved, plan, arguments)
+    return carry_on(run, resolved, plan, target.backend, arguments)
 
 
-def _topology(arguments: argparse.Namespace) -> Topology:
-    """The machines asked for. Raises UsageError when the target has fewer, and ClusterError for an unknown target."""
-    most = backend_named(arguments.on).most_nodes
-    if most is not None and arguments.nodes > most:
-        raise UsageError(
-            f"--nodes {arguments.nodes} is more than --on {arguments.on} has ({most}); use --gpus for more ranks"
-        )
-    return local_topology(arguments.nodes, arguments.gpus)
+def _target(arguments: argparse.Namespace, before: Attempt | None) -> Target:
+    record = before.record() if before is not None else {}
+    target = choose_target(arguments.on, arguments.nodes or 1, arguments.overrides, record)
+    if target.profile is not None:
+        say(f"profile    {target.profile.resolve()}")
+    return target
+
+
+def _size(arguments: argparse.Namespace, before: Attempt | None, target: Target) -> tuple[int, int | None]:
+    """(nodes, ranks per node): of a batch job that goes on as one, what it had before, if nothing else is said."""
+    record = before.record() if before is not None else {}
+    if target.backend.needs_launcher or record.get("target") != target.backend.name:
+        return arguments.nodes or 1, arguments.gpus
+    return arguments.nodes or record["nodes"], arguments.gpus or record["ranks_per_node"]
 
 
 def _new_name(resolved: loading.Resolved, folder: Path) -> str:

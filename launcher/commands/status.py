@@ -20,6 +20,9 @@ def status(arguments: argparse.Namespace) -> int:
     answer(f"{state['run']}: {state['state']}, step {state['step']} of {state['steps']}{loss}")
     if state["cause"]:
         answer(f"  {state['cause']}")
+    if (job := state["job"]) and job["state"] != "ENDED":
+        again = f", started again {job['starts_again']} times" if job["starts_again"] else ""
+        answer(f"  job {job['id']} is {job['state']}{again}")
     for attempt in state["attempts"]:
         steps = f"steps {attempt['first_step']}-{attempt['last_step']}" if attempt["first_step"] else "no step kept"
         line = f"  attempt {attempt['number']} on {attempt['target']}: {attempt['state']}, {steps}"

@@ -14,7 +14,8 @@ from checkpoints.errors import OwnerAlive
 from checkpoints.log import CommitLog
 from checkpoints.owner import owner_is_alive
 from checkpoints.store import open_store
-from cluster.backend import backend_named
+from cluster.backend import Backend, backend_named
+from cluster.job import JobState, Submission
 from launcher import loading
 from launcher.code_snapshot import code_of, copy, digests_of_copy
 from launcher.disk import synchronize
@@ -33,18 +34,30 @@ from launcher.overrides import flatten
 from launcher.places import runs_dir
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
-from launcher.runs import FORMAT, Outcome, Run, write_json
-from launcher.supervise import supervise
+from launcher.runs import FORMAT, Attempt, Outcome, Run, write_json
+from launcher.supervise import make_job, start_attempt, supervise
 from launcher.terminal import answer, say
 from launcher.watch import make_display
 
 LEAVING_SECONDS = 15.0
 
 
-def start(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.Namespace) -> int:
-    """Make the run, and train it."""
+def start(run: Run, resolved: loading.Resolved, plan: Plan, backend: Backend, arguments: argparse.Namespace) -> int:
+    """Make the run, and train it. It is not made when its place would refuse it."""
+    submission = backend.render(make_job(run, 1, plan.topology))
+    if arguments.dry_run:
+        return _show(submission, run, resolved, plan)
+    backend.check(submission)
     _create_run(run, resolved)
-    return _run(run, resolved, plan, arguments)
+    return _run(run, resolved, plan, backend, arguments, is_takeover=arguments.takeover)
+
+
+def _show(submission: Submission, run: Run, resolved: loading.Resolved, plan: Plan) -> int:
+    for title, text in _describe(run, resolved, plan):
+        say(f"{title:10} {text}")
+    say("dry run: nothing is made, nothing is submitted; this would be")
+    answer(str(submission))
+    return 0
 
 
 def _create_run(run: Run, resolved: loading.Resolved) -> None:
@@ -75,7 +88,7 @@ def _write_record(run: Run, resolved: loading.Resolved, name: str) -> None:
     write_json(run.folder / "run.json", record)
 
 
-def carry_on(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.Namespace) -> int:
+def carry_on(run: Run, resolved: loading.Resolved, plan: Plan, backend: Backend, arguments: argparse.Namespace) -> int:
     """Resume: refuse what would not be the same run, say what changed, and go on at the newest commit."""
     attempts = run.attempts()
     outcome = attempts[-1].outcome() if attempts else None
@@ -85,14 +98,35 @@ def carry_on(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argpar
         return 0
     settings = flatten(loading.load_frozen(run.config).recipe) | flatten(resolved.recipe)
     refuse_unknown_fields(arguments.allow_change, list(settings))
-    if not arguments.takeover:
+    is_over = bool(attempts) and _has_batch_job_ended(run, attempts[-1], is_takeover=arguments.takeover)
+    if not arguments.takeover and not is_over:
         _wait_for_owner(run, has_ended=outcome is not None)
     plan = _with_same_threads(run, plan)
     for line in check(_changes(run, resolved, plan), arguments.allow_change):
         say(line)
+    submission = backend.render(make_job(run, len(attempts) + 1, plan.topology))
+    if arguments.dry_run:
+        return _show(submission, run, resolved, plan)
+    backend.check(submission)
     loading.freeze(resolved, run.code, run.config)
     _write_record(run, resolved, run.name)
-    return _run(run, resolved, plan, arguments)
+    return _run(run, resolved, plan, backend, arguments, is_takeover=arguments.takeover or is_over)
+
+
+def _has_batch_job_ended(run: Run, attempt: Attempt, *, is_takeover: bool) -> bool:
+    """Whether the newest attempt was a job of a scheduler which says that it is over: then nobody owns the run.
+
+    Raises UsageError when the job may go on.
+    """
+    record = attempt.record()
+    backend = backend_named(record.get("target", "local"))
+    if backend.needs_launcher or "handle" not in record:
+        return False
+    situation = backend.situation(record["handle"])
+    if situation.state is not JobState.ENDED and not is_takeover:
+        job = f"{backend.name} job {record['handle']} of this run is {situation.state} ({situation.reason})"
+        raise UsageError(f"{job}; use launch cancel {run.name} first, or --takeover")
+    return situation.state is JobState.ENDED
 
 
 def _wait_for_owner(run: Run, *, has_ended: bool) -> None:
@@ -140,15 +174,24 @@ def _place(recipe: Recipe, plan: Plan) -> dict[str, object]:
     }
 
 
-def _run(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.Namespace) -> int:
+def _run(
+    run: Run,
+    resolved: loading.Resolved,
+    plan: Plan,
+    backend: Backend,
+    arguments: argparse.Namespace,
+    *,
+    is_takeover: bool,
+) -> int:
     recipe = resolved.recipe
-    backend = backend_named(arguments.on)
     for title, text in _describe(run, resolved, plan):
         say(f"{title:10} {text}")
     settings = {
-        **_place(recipe, plan), "takeover": arguments.takeover, "allow_change": arguments.allow_change,
+        **_place(recipe, plan), "takeover": is_takeover, "allow_change": arguments.allow_change,
         "hang_seconds": arguments.hang_seconds, "grace_seconds": arguments.grace_seconds,
     }  # fmt: skip
+    if not backend.needs_launcher:
+        return _submit(run, recipe, plan, backend, settings)
     display = make_display(recipe.steps)
     try:
         outcome = supervise(run, recipe, plan, backend, settings, display)
@@ -157,6 +200,22 @@ def _run(run: Run, resolved: loading.Resolved, plan: Plan, arguments: argparse.N
     answer(str(run.folder))
     _conclude(run, recipe, outcome)
     return outcome.exit_code
+
+
+def _submit(run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object]) -> int:
+    """Leave the run to a scheduler, which starts it as often as it has to."""
+    attempt = start_attempt(run, recipe, plan, backend, settings)
+    where = _name_for_people(run)
+    say(f"{backend.name} job {attempt.record()['handle']} is submitted. Next:")
+    say(f"  launch status {where}")
+    say(f"  launch logs {where} -f")
+    say(f"  launch cancel {where}")
+    answer(str(run.folder))
+    return 0
+
+
+def _name_for_people(run: Run) -> str:
+    return run.name if run.folder.parent == runs_dir(None) else str(run.folder)
 
 
 def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tuple[str, str]]:
@@ -187,7 +246,7 @@ def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tupl
 
 def _conclude(run: Run, recipe: Recipe, outcome: Outcome) -> None:
     """The first failure is the last thing said; a run that ended well says what to do with it."""
-    where = run.name if run.folder.parent == runs_dir(None) else str(run.folder)
+    where = _name_for_people(run)
     if outcome.state == "SUCCEEDED":
         say(f"done: step {outcome.step} of {recipe.steps}. Next:")
         say(f"  launch status {where}")

@@ -1,6 +1,7 @@
 """The agent, once per node: torch elastic starts the ranks, and starts them again when one dies.
 
     python -m launcher.train RUN_FOLDER ATTEMPT
+    python -m launcher.train RUN_FOLDER            in a batch job: its attempt is found, or made, in the run folder
 
 Each restart is a new `elastic_launch` with a new store: torch 2.13 hands the old keys of a shared store to restarted
 ranks, which then wait for peers that are gone. Ranks are forked from a forkserver that has the imports done.
@@ -13,39 +14,69 @@ import logging
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
+import socket
 import sys
 import time
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from cluster.allocation import Allocation, slurm_allocation, this_machine
+from cluster.errors import ClusterError
 from cluster.memory import out_of_memory_kills
 from cluster.preemption import Notice, handle_signals, stop_signals_held
 from launcher.disk import disk_trouble
-from launcher.errors import NoProgress
+from launcher.errors import LaunchError, NoProgress
+from launcher.job_start import attempt_of
 from launcher.runs import Attempt, Outcome, Run
 from launcher.status import commit_count
-from launcher.train.failures import Failure, first_failure
+from launcher.train.failures import Failure, first_failure, first_of
 from launcher.train.grace import Grace, leave_in_time
+from launcher.train.nodes import NodeLost, Nodes, own_address
+from launcher.train.rank import FINISHED
 from launcher.train.watchdog import Watchdog
 
 RESTARTS_WITHOUT_COMMIT = 3
+PREEMPTED_CODE = 75
 DISK_SECONDS = 0.5
+RENDEZVOUS_SECONDS = 60
 
 
-def main(run_folder: str, attempt_number: str) -> int:
+def main(run_folder: str, attempt_number: str | None = None) -> int:
     notice = Notice.from_environment()
     handle_signals(notice)
     run = Run(Path(run_folder))
-    attempt = run.attempt(int(attempt_number))
-    record = attempt.record()
-    leave_in_time(Grace(notice, record["grace_seconds"]), attempt)
-    _start_forkserver(record["preload"])
-    outcome = _run_until_it_ends(
-        run, attempt, notice, ranks=record["ranks_per_node"], hang_seconds=record["hang_seconds"]
-    )
-    if attempt.outcome() is None:
+    try:
+        if attempt_number is not None:
+            return _outcome(run, run.attempt(int(attempt_number)), this_machine(), notice).exit_code
+        allocation = slurm_allocation()
+        attempt = attempt_of(run, allocation)
+        outcome = attempt.outcome() or _outcome(run, attempt, allocation, notice)
+    except (LaunchError, ClusterError) as error:
+        print(f"launch: {error}", file=sys.stderr, flush=True)
+        return int(error.exit_code)
+    is_resumable = outcome.exit_code == PREEMPTED_CODE
+    return 0 if is_resumable and not outcome.wants_another_start else outcome.exit_code
+
+
+def _outcome(run: Run, attempt: Attempt, allocation: Allocation, notice: Notice) -> Outcome:
+    """Work on the attempt to its end."""
+    leave_in_time(Grace(notice, attempt.record()["grace_seconds"]), attempt)
+    address = own_address(allocation)
+    _start_forkserver(attempt.record()["preload"])
+    _import_elastic()
+    nodes = Nodes(attempt, allocation, address)
+    try:
+        nodes.meet()
+        outcome = _run_until_it_ends(run, attempt, notice, nodes)
+    except NodeLost as error:
+        outcome = Outcome(state="LOST", cause=str(error), exit_code=PREEMPTED_CODE)
+    if nodes.leads and attempt.outcome() is None:
         with contextlib.suppress(OSError):  # the launcher sees what is wrong with the disk, and says it
             attempt.write_outcome(outcome)
-    return outcome.exit_code
+    nodes.close()
+    return outcome
 
 
 def _start_forkserver(modules: list[str]) -> None:
@@ -53,32 +84,68 @@ def _start_forkserver(modules: list[str]) -> None:
     # Lets torch look for GPUs without making a CUDA context, which a forked rank could not use.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     multiprocessing.set_forkserver_preload(["launcher.train.preload", *modules])
-    multiprocessing.resource_tracker.ensure_running()  # first: starting it unblocks signals
+    with stop_signals_held():  # for good, in the tracker: a scheduler signals every process of a job
+        multiprocessing.resource_tracker.ensure_running()  # first: starting it unblocks signals
     with stop_signals_held():
         multiprocessing.forkserver.ensure_running()
 
 
-def _run_until_it_ends(run: Run, attempt: Attempt, notice: Notice, *, ranks: int, hang_seconds: float) -> Outcome:
-    events = attempt.open_events()
-    watchdog = Watchdog(attempt, ranks, hang_seconds)
+def _import_elastic() -> None:
+    """Before other nodes count on our beats: loading libraries from a busy file system can hold the GIL for long."""
+    # Failures are told by us. Formatting its own report makes torch import its compiler: a second lost per attempt.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    import torch.distributed.launcher.api  # noqa: F401
+
+
+def _run_until_it_ends(run: Run, attempt: Attempt, notice: Notice, nodes: Nodes) -> Outcome:
+    record = attempt.record()
+    watchdog = Watchdog(attempt, nodes, record["ranks_per_node"], record["hang_seconds"])
+    judge = _Judge(run, attempt, notice)
     restart, fruitless = 0, 0
-    commits = commit_count(run)
     while True:
+        nodes.begin()
         with watchdog.watch(restart, fruitless):
-            result = _run_ranks(run, attempt, restart, ranks, watchdog.pulses)
-        if isinstance(result, Outcome):
-            return result
-        result = watchdog.failure or result
-        if result.is_retryable:
-            _wait_for_disk(run, notice)
-        if notice.is_given() and result.is_retryable:
-            return Outcome(state="PREEMPTED", cause=notice.reason(), exit_code=75)
-        before, commits = commits, commit_count(run)
-        fruitless = fruitless + 1 if commits == before else 0
-        if not result.is_retryable or fruitless > RESTARTS_WITHOUT_COMMIT:
-            return _failed(result, fruitless)
-        restart += 1
-        events.tell("restarted", restart=restart, cause=str(result))
+            failure = _run_ranks(run, attempt, restart, nodes, record["ranks_per_node"], watchdog.pulses)
+        if watchdog.has_ended_ranks:
+            failure = watchdog.failure
+        if failure is not None:
+            nodes.tell_that_ranks_ended()
+        told = nodes.gather({"failure": failure and asdict(failure), "notice": notice.reason()})
+        verdict = nodes.share(partial(judge.verdict, restart, told))
+        if verdict["outcome"] is not None:
+            return Outcome(**verdict["outcome"])
+        restart, fruitless = restart + 1, verdict["fruitless"]
+
+
+class _Judge:
+    """The first node's agent decides for all whether ranks are started again."""
+
+    def __init__(self, run: Run, attempt: Attempt, notice: Notice) -> None:
+        self._run = run
+        self._attempt = attempt
+        self._notice = notice
+        self._events = attempt.open_events()
+        self._fruitless = 0
+        self._commits = commit_count(run)
+
+    def verdict(self, restart: int, told: list[dict[str, Any]]) -> dict[str, Any]:
+        """`outcome` of the attempt, None when it goes on; and how often in a row ranks ended without a new commit."""
+        outcome = self._attempt.outcome() or self._after(restart, told)
+        return {"outcome": outcome and asdict(outcome), "fruitless": self._fruitless}
+
+    def _after(self, restart: int, told: list[dict[str, Any]]) -> Outcome | None:
+        failure = first_of([Failure(**node["failure"]) for node in told if node["failure"] is not None])
+        if failure.is_retryable:
+            _wait_for_disk(self._run, self._notice)
+        reasons = [reason for reason in (self._notice.reason(), *(node["notice"] for node in told)) if reason]
+        if reasons and failure.is_retryable:
+            return Outcome(state="PREEMPTED", cause=reasons[0], exit_code=PREEMPTED_CODE)
+        before, self._commits = self._commits, commit_count(self._run)
+        self._fruitless = self._fruitless + 1 if self._commits == before else 0
+        if not failure.is_retryable or self._fruitless > RESTARTS_WITHOUT_COMMIT:
+            return _failed(failure, self._fruitless)
+        self._events.tell("restarted", restart=restart + 1, cause=str(failure))
+        return None
 
 
 def _wait_for_disk(run: Run, notice: Notice) -> None:
@@ -95,32 +162,38 @@ def _failed(failure: Failure, fruitless: int) -> Outcome:
     return Outcome(state="FAILED", cause=cause, exit_code=exit_code, details=failure.details, log=failure.log)
 
 
-def _run_ranks(run: Run, attempt: Attempt, restart: int, ranks: int, pulses: str) -> Outcome | Failure:
-    """Run all ranks of this node once, to their common outcome or to the first failure."""
-    # Failures are told by us. Formatting its own report makes torch import its compiler: a second lost per attempt.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+def _run_ranks(
+    run: Run, attempt: Attempt, restart: int, nodes: Nodes, ranks_per_node: int, pulses: str
+) -> Failure | None:
+    """Run all ranks of this node once: the first failure, or None when the attempt has ended well."""
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from launcher.train.rank import main as rank_main
 
-    # A new store on a free port; elastic and the ranks share it. (Its c10d rendezvous sleeps up to 0.3 s at random.)
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+    stores: list[TCPStore] = []
+
+    def make_store() -> dict[str, Any]:
+        # A new one on a free port; elastic and the ranks share it. (Its c10d rendezvous sleeps up to 0.3 s at random.)
+        stores.append(TCPStore(nodes.address, 0, is_master=True, wait_for_workers=False, multi_tenant=True))
+        return {"endpoint": f"{nodes.address}:{stores[0].port}"}
+
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
+        min_nodes=nodes.count,
+        max_nodes=nodes.count,
+        nproc_per_node=ranks_per_node,
         run_id=f"{run.name}-{attempt.number}-{restart}",
         rdzv_backend="static",
-        rdzv_endpoint=f"127.0.0.1:{store.port}",
-        rdzv_configs={"rank": 0},
+        rdzv_endpoint=nodes.share(make_store)["endpoint"],
+        rdzv_configs={"rank": nodes.node, "timeout": RENDEZVOUS_SECONDS},
         max_restarts=0,
         monitor_interval=0.05,
         start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=str(attempt.folder / "elastic")),
-        local_addr="127.0.0.1",
+        local_addr=nodes.address,
         signals_to_handle="SIGQUIT",
         shutdown_timeout=30,
     )
@@ -129,11 +202,19 @@ def _run_ranks(run: Run, attempt: Attempt, restart: int, ranks: int, pulses: str
     try:
         elastic_launch(config, rank_main)(*arguments)
     except ChildFailedError as error:  # a rank never returns: to elastic, finishing is a failure like any other
-        outcome = attempt.outcome()
         dead_rank, dead = min(error.failures.items())
+        if dead.exitcode == FINISHED or attempt.outcome() is not None:
+            return None
         lacked_memory = out_of_memory_kills() > kills_before
-        return outcome or first_failure(attempt, restart, dead_rank, dead.exitcode, for_lack_of_memory=lacked_memory)
+        return first_failure(attempt, restart, dead_rank, dead.exitcode, for_lack_of_memory=lacked_memory)
+    except (DistError, RendezvousError) as error:
+        return _no_rendezvous(nodes.node * ranks_per_node, error)
     raise AssertionError("a rank returned")
+
+
+def _no_rendezvous(rank: int, error: Exception) -> Failure:
+    cause = f"its node did not find the others: {' '.join(str(error).split())[:200]}"
+    return Failure(rank=rank, host=socket.gethostname(), kind="peer", cause=cause, time=time.time())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -154,6 +155,15 @@ def first_failure(
         return min(written, key=lambda failure: failure.time)
     cause = f"exited with code {exit_code} and said nothing"
     return Failure(rank=dead_rank, host=socket.gethostname(), kind="killed", cause=cause, time=time.time(), log=log)
+
+
+def first_of(failures: Sequence[Failure]) -> Failure:
+    """Of the failures of several nodes the one that the others follow from."""
+    own = [failure for failure in failures if failure.kind != "peer"]
+    if not failures:
+        cause = "its ranks ended, and no node says why"
+        return Failure(rank=0, host=socket.gethostname(), kind="peer", cause=cause, time=time.time())
+    return min(own or failures, key=lambda failure: failure.time)
 
 
 def _describe_signal(number: int, *, for_lack_of_memory: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from launcher.train.pulse import Phase, Sight
 
@@ -18,6 +19,10 @@ class Hang:
     rank: int
     cause: str
     ranks: dict[int, str]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Hang:
+        return cls(**{**value, "ranks": {int(rank): cause for rank, cause in value["ranks"].items()}})
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import torch
 
 from checkpoints.saver import SaveResult
 from launcher.errors import RunFailed
-from launcher.runs import Outcome
+from launcher.runs import STOP_AFTER, Outcome
 from launcher.train.agreement import any_rank
 from launcher.train.data import to_device
 from launcher.train.engines import Batch, StepResult
@@ -114,7 +114,7 @@ def _peak_memory(device: torch.device) -> int:
 def _stopped(session: Session) -> Outcome:
     """Preempted, at the step of the newest commit: that is where the run will go on."""
     is_early = session.progress.step == session.recipe.stop_after
-    cause = session.notice.reason() or ("stop_after" if is_early else "another node was asked to stop")
+    cause = session.notice.reason() or (STOP_AFTER if is_early else "another node was asked to stop")
     session.close(is_finished=False)
     return Outcome(state="PREEMPTED", cause=cause, exit_code=75, step=session.committed_step)
 

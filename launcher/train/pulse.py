@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 BEAT_SECONDS = 0.5
 RECENT_STEPS = 32
@@ -46,6 +47,10 @@ class Sight:
     progress: int
     beats: int
     collectives: int
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Sight:
+        return cls(**{**value, "phase": Phase(value["phase"])})
 
     @property
     def is_stopped(self) -> bool:

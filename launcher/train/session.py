@@ -232,7 +232,9 @@ def _join_ranks(plan: Plan) -> torch.device:
 def _claim(store: Store, run: Run, attempt: Attempt, *, agent: int, is_takeover: bool) -> Claim:
     """Become the one who may commit. The owner that others see is the agent: it lives as long as the attempt does."""
     probe(store)
-    owner = Owner.of_process(job=f"{run.name}/{attempt.number}", pid=agent)
+    # A batch job that was started again is the same owner: what it was before is over, wherever that ran.
+    submission = attempt.record().get("submission", attempt.number)
+    owner = Owner.of_process(job=f"{run.name}/{submission}", pid=agent)
     return CommitLog(store).claim(owner, is_takeover=is_takeover)
 
 

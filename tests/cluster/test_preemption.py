@@ -129,9 +129,9 @@ def test_a_process_ends_with_its_parent(tmp_path):
 
 def test_a_handle_is_not_taken_for_a_later_process_of_the_same_pid():
     process = start("")
-    backend = LocalBackend()
-    assert backend.state(f"{process.pid}:{start_time(process.pid)}").name == "RUNNING"
-    assert backend.state(f"{process.pid}:1").name == "ENDED"
+    backend = LocalBackend({})
+    assert backend.situation(f"{process.pid}:{start_time(process.pid)}").state is JobState.RUNNING
+    assert backend.situation(f"{process.pid}:1").state is JobState.ENDED
     backend.kill(f"{process.pid}:1")
     assert process.poll() is None
     end(process)
@@ -152,8 +152,10 @@ def job(tmp_path: Path) -> Job:
     return Job(
         name="waiting",
         command=(sys.executable, "-c", WAIT_FOR_NOTICE, str(tmp_path / "reason")),
+        entry="",
+        run_folder=tmp_path,
         folder=ROOT,
-        log=tmp_path / "log",
+        logs=tmp_path,
         environment={},
         topology=Topology(nodes=1, ranks_per_node=1, has_gpus=False),
     )
@@ -167,19 +169,19 @@ def reason(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_all_before_any_has_handlers_is_a_notice(tmp_path, number):
-    backend = LocalBackend()
+    backend = LocalBackend({})
     handle = backend.submit(backend.render(job(tmp_path)))
     node = int(handle.partition(":")[0])
     wait_until(lambda: os.killpg(node, number) or psutil.Process(node).children(), 60)  # until its command has started
     os.killpg(node, number)
     assert reason(tmp_path) == number.name
-    wait_until(lambda: backend.state(handle) is JobState.ENDED, 60)
+    wait_until(lambda: backend.situation(handle).state is JobState.ENDED, 60)
 
 
 def test_a_launcher_that_ends_while_its_node_process_starts_is_noticed(tmp_path):
     code = "from pathlib import Path\n"
-    code += "from cluster.local import LocalBackend\nfrom cluster.job import Submission\nbackend = LocalBackend()\n"
-    code += f"backend.submit({LocalBackend().render(job(tmp_path))!r})"
+    code += "from cluster.local import LocalBackend\nfrom cluster.job import Submission\nbackend = LocalBackend({})\n"
+    code += f"backend.submit({LocalBackend({}).render(job(tmp_path))!r})"
     code = code.replace("PosixPath", "Path")
     subprocess.run([sys.executable, "-c", code + "\nimport os\nos._exit(0)"], cwd=ROOT, check=True)
     assert reason(tmp_path) == "SIGTERM"

@@ -1,0 +1,39 @@
+"""The machines that an attempt has been given, as one of them sees it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from cluster.errors import ClusterError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """`node` is the place of this machine among `hosts`. `job` is the scheduler's name for it, the same each time that
+    the scheduler starts it; `start` counts these, from 0."""
+
+    job: str
+    start: int
+    node: int
+    hosts: tuple[str, ...]
+
+    @property
+    def nodes(self) -> int:
+        return len(self.hosts)
+
+
+def this_machine() -> Allocation:
+    """One machine, which nobody has allocated."""
+    return Allocation(job="", start=0, node=0, hosts=("localhost",))
+
+
+def slurm_allocation() -> Allocation:
+    """From the environment of a task of a Slurm job. Raises ClusterError outside one."""
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    if "SLURM_JOB_ID" not in os.environ:
+        raise ClusterError("this is no task of a Slurm job: SLURM_JOB_ID is not set; submit it with --on slurm")
+    task = SlurmJobEnvironment()
+    start = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    return Allocation(job=task.job_id, start=start, node=task.node, hosts=tuple(task.hostnames))

@@ -1,0 +1,59 @@
+"""`launch cancel`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from dataclasses import replace
+
+from cluster.backend import Backend, backend_named
+from cluster.job import JobState
+from launcher.errors import LaunchError
+from launcher.places import runs_dir
+from launcher.runs import Outcome, Run, find_run
+from launcher.terminal import say
+
+SAVE_SECONDS = 120.0
+END_SECONDS = 60.0
+POLL_SECONDS = 0.2
+
+
+def cancel(arguments: argparse.Namespace) -> int:
+    """Have the run save and stop, for good: its scheduler does not start it again. It can be resumed."""
+    run = find_run(arguments.run, runs_dir(arguments.runs_dir))
+    run.record()
+    attempts = run.attempts()
+    record = attempts[-1].record() if attempts else {}
+    backend = backend_named(record.get("target", "local"))
+    handle = record.get("handle")
+    if handle is None or backend.situation(handle).state is JobState.ENDED:
+        say(f"{run.name} is not at work; there is nothing to cancel")
+        return 0
+    say(f"{backend.name} job {handle}: saving, then stopping")
+    backend.stop(handle, signal.SIGTERM)
+    if not _ends(backend, handle, SAVE_SECONDS):
+        backend.kill(handle)
+        if not _ends(backend, handle, END_SECONDS):
+            raise LaunchError(f"{backend.name} job {handle} does not end; look at it with the tools of {backend.name}")
+    _write_cancelled(run)
+    return 0
+
+
+def _ends(backend: Backend, handle: str, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while backend.situation(handle).state is not JobState.ENDED:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _write_cancelled(run: Run) -> None:
+    """An outcome that any later start of the job would respect. What ended by itself stays as it is."""
+    attempt = run.attempts()[-1]
+    outcome = attempt.outcome() or Outcome(state="LOST", cause="", exit_code=75)
+    if outcome.state in ("PREEMPTED", "LOST"):
+        attempt.write_outcome(replace(outcome, state="CANCELLED", cause="launch cancel"))
+    at = f" at step {outcome.step}" if outcome.step else ""
+    say(f"{run.name} has stopped{at}; launch resume {run.name} goes on")

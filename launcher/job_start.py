@@ -1,0 +1,76 @@
+"""Which attempt a start of a batch job is: the one that was submitted, or a new one if the scheduler starts it again.
+
+The first node decides, and makes the new attempt; the others wait for it to appear in the run folder.
+"""
+
+from __future__ import annotations
+
+import time
+
+from cluster.allocation import Allocation
+from cluster.errors import ClusterError
+from launcher.errors import NoProgress
+from launcher.runs import Attempt, Outcome, Run
+from launcher.status import commit_count
+
+APPEAR_SECONDS = 120.0
+LOST_STARTS_WITHOUT_COMMIT = 3
+_POLL_SECONDS = 0.2
+
+
+def attempt_of(run: Run, allocation: Allocation) -> Attempt:
+    """The attempt that this start of the job works on; it has an outcome already if there is nothing to do.
+
+    Raises ClusterError when no attempt was submitted as this job, or the first node does not name one in time.
+    """
+    if allocation.node == 0:
+        return _named(run, allocation) or _next(run, allocation)
+    deadline = time.monotonic() + APPEAR_SECONDS
+    while time.monotonic() < deadline:
+        if (attempt := _named(run, allocation)) is not None:
+            return attempt
+        time.sleep(_POLL_SECONDS)
+    raise ClusterError(
+        f"{allocation.hosts[0]} has not begun an attempt within {APPEAR_SECONDS:.0f} s; is {run.folder} shared by all?"
+    )
+
+
+def _named(run: Run, allocation: Allocation) -> Attempt | None:
+    for attempt in reversed(run.attempts()):
+        record = attempt.record()
+        if (record.get("handle"), record.get("start")) == (allocation.job, allocation.start):
+            return attempt
+    return None
+
+
+def _next(run: Run, allocation: Allocation) -> Attempt:
+    attempts = run.attempts()
+    if not attempts:
+        raise ClusterError(f"{run.folder} has no attempt; submit one with launch resume {run.folder}")
+    newest = attempts[-1]
+    record = newest.record()
+    # The launcher may not have had the time to note which job it was given.
+    if record.get("handle", allocation.job) != allocation.job:
+        raise ClusterError(f"{run.folder} went on as job {record['handle']}; job {allocation.job} stops")
+    mine = {**record, "handle": allocation.job, "start": allocation.start}
+    outcome = newest.outcome()
+    if "start" not in record or (outcome is not None and not outcome.wants_another_start):
+        newest.write_record(mine)
+        return newest
+    if (lost := _lost_starts(run)) > LOST_STARTS_WITHOUT_COMMIT:
+        cause = f"the job was lost {lost} times in a row without a new commit"
+        newest.write_outcome(Outcome(state="FAILED", cause=cause, exit_code=NoProgress.exit_code))
+        newest.write_record(mine)
+        return newest
+    return run.new_attempt({**mine, "started": time.time(), "commits": commit_count(run)})
+
+
+def _lost_starts(run: Run) -> int:
+    """How many attempts have been lost since the newest commit. Those that were preempted do not count."""
+    commits, lost = commit_count(run), 0
+    for attempt in reversed(run.attempts()):
+        if attempt.record().get("commits") != commits:
+            break
+        outcome = attempt.outcome()
+        lost += outcome is None or outcome.state == "LOST"
+    return lost

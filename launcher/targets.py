@@ -1,0 +1,82 @@
+"""Which place a command line means: `--on`, a profile, and the settings of a place among the overrides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.backend import BACKENDS, Backend, backend_named
+from launcher.errors import UsageError
+from launcher.runs import read_text
+
+PROFILES = Path("profiles")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """`words` are those that are left for the recipe; `profile` is the file that was read, if one was."""
+
+    backend: Backend
+    words: tuple[str, ...]
+    profile: Path | None
+
+
+def choose_target(on: str | None, nodes: int, words: Sequence[str], before: Mapping[str, Any]) -> Target:
+    """Without `on`: where the run's batch job was before; else Slurm, for several nodes where there is one; else here.
+
+    before: the record of the newest attempt, empty when there is none. Raises UsageError and ClusterError.
+    """
+    profile: Path | None = None
+    settings: dict[str, object] = {}
+    before_on = before.get("target", "local")
+    if on is None and not backend_named(before_on).needs_launcher:
+        name, settings = before_on, dict(before.get("settings", {}))
+    elif on is None:
+        name = "slurm" if nodes > 1 and backend_named("slurm").is_reachable() else "local"
+    elif on not in BACKENDS and os.path.isfile(PROFILES / f"{Path(on).name}.yaml"):
+        profile = PROFILES / f"{Path(on).name}.yaml"
+        name, settings = _read_profile(profile)
+    else:
+        name = on
+    given, rest = _split(words, name)
+    return Target(backend=backend_named(name, settings | given), words=rest, profile=profile)
+
+
+def _split(words: Sequence[str], name: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The settings of the place among the words, and the other words."""
+    settings: dict[str, str] = {}
+    rest = []
+    for word in words:
+        key, _, value = word.partition("=")
+        place, _, setting = key.partition(".")
+        if place not in BACKENDS:
+            rest.append(word)
+        elif place != name:
+            raise UsageError(f"{key} is a setting of --on {place}, and this is --on {name}; give --on {place}")
+        elif setting in settings:
+            raise UsageError(f"{key} is given twice: {settings[setting]} and {value}; give it once")
+        else:
+            settings[setting] = value
+    return settings, tuple(rest)
+
+
+def _read_profile(path: Path) -> tuple[str, dict[str, object]]:
+    """(target, its settings) of a profile. Raises UsageError."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(read_text(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}; see profiles/example.yaml") from error
+    name = content.get("target") if isinstance(content, dict) else None
+    if name not in BACKENDS:
+        known = ", ".join(sorted(BACKENDS))
+        raise UsageError(f"{path} must name its target: give `target: slurm`, or another one of: {known}")
+    settings = content.get(name, {})
+    unknown = [key for key in content if key not in ("target", name)]
+    if unknown or not isinstance(settings, dict):
+        raise UsageError(f"{path} must have `target: {name}` and the settings under `{name}:`, and nothing else")
+    return name, {str(key): value for key, value in settings.items()}

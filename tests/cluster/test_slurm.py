@@ -1,0 +1,200 @@
+"""Runs on a real Slurm go on by themselves through whatever ends their jobs, and end as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+
+import psutil
+import pytest
+from support.runs_for_tests import TINY, json_lines, wait_for
+from support.slurm import RANKS, TRAP, SlurmRun, slurm_run
+
+from launcher.train.nodes import LOST_SECONDS
+
+
+def outcomes(run: SlurmRun) -> list[str]:
+    """How each attempt ended; empty for one that nobody could tell of."""
+    files = [attempt / "outcome.json" for attempt in run.attempts()]
+    return [json.loads(file.read_text())["state"] if file.exists() else "" for file in files]
+
+
+def hosts(run: SlurmRun, attempt: int) -> dict[int, str]:
+    """Where each rank of an attempt was."""
+    files = (run.run / f"attempts/{attempt:04d}/pace").glob("*.json")
+    return {pace["rank"]: pace["host"] for file in files for pace in json.loads(file.read_text())["ranks"]}
+
+
+def test_two_nodes_train_to_the_end_like_one(slurm, course, monkeypatch):
+    """As a dry run has shown; and nothing in the name of the runs folder is executed, no secret is left anywhere."""
+    secret = secrets.token_hex(16)
+    monkeypatch.setitem(slurm.environment, "HF_TOKEN", secret)
+    run = slurm_run(slurm, course, "plain")
+    shown = run.submit("--dry-run").stdout
+    assert not run.run.exists()
+    result = run.submit()
+    assert result.stdout == f"{run.run}\n"
+    assert f"slurm job {run.job} is submitted" in result.stderr
+    said = slurm.run("scontrol", "show", "job", run.job)
+    run.wait_for_success()
+    run.check_ending()
+    assert outcomes(run) == ["SUCCEEDED"]
+    assert [hosts(run, 1)[rank] for rank in range(RANKS)] == ["node1", "node1", "node2", "node2"]
+    script = (run.run / f"slurm/{run.job}_submission.sh").read_text()
+    assert shown == f"{script}\n# what is called on each node\n# {payload(run)}\n"
+    assert payload(run) == f"launcher.on_node:train({str(run.run)!r})"
+    assert list(slurm.folder.rglob(TRAP)) == []
+    assert secret not in said
+    assert [file for file in run.run.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()] == []
+
+
+def payload(run: SlurmRun) -> str:
+    """What the pickle that was sent holds, read with the code of the run."""
+    code = (
+        "import pickle, sys; call = pickle.load(open(sys.argv[1], 'rb')); function = call.function\n"
+        "print(f'{function.__module__}:{function.__name__}({\", \".join(map(repr, call.args))})', end='')"
+    )
+    pickle = run.run / f"slurm/{run.job}_submitted.pkl"
+    return subprocess.run(
+        [sys.executable, "-c", code, pickle], capture_output=True, text=True, check=True, cwd=run.run / "code"
+    ).stdout
+
+
+def test_requeues_at_random_moments_and_the_signal_before_the_time_limit_change_nothing(slurm, course):
+    choose = random.Random(1)
+    run = slurm_run(slurm, course, "requeued")
+    run.submit("slurm.signal=USR1")
+    for start, disturb in enumerate(("scontrol requeue", "scontrol requeue", "scancel --signal=USR1"), 1):
+        run.wait_for_attempt(start)
+        run.wait_for_step(run.random_step(choose))
+        slurm.run(*disturb.split(), run.job)  # the last one is what Slurm does before the limit
+        slurm.hurry(run.job)
+    run.wait_for_success()
+    run.check_ending()
+    assert outcomes(run) == ["PREEMPTED", "PREEMPTED", "PREEMPTED", "SUCCEEDED"]
+    assert [attempt["cause"] for attempt in run.status()["attempts"]] == ["SIGTERM", "SIGTERM", "SIGUSR1", ""]
+
+
+def test_a_job_that_waits_is_shown_so_and_can_be_cancelled(slurm, course):
+    run = slurm_run(slurm, course, "waiting")
+    run.submit("slurm.lines=--hold")
+    state = run.status()
+    assert (state["state"], state["job"]["state"]) == ("PENDING", "PENDING")
+    assert "JobHeldUser" in state["job"]["reason"]
+    refused = slurm.launch("resume", "waiting")
+    assert refused.returncode == 2
+    assert "use launch cancel waiting first" in refused.stderr
+    cancelled = slurm.launch("cancel", "waiting")
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert run.status()["state"] == "CANCELLED"
+    assert slurm.job(run.job)["JobState"] == "CANCELLED"
+
+
+def test_a_job_of_a_higher_priority_gets_its_nodes_and_the_run_goes_on_after_it(slurm, course):
+    run = slurm_run(slurm, course, "preempted")
+    run.submit()
+    run.wait_for_step(20)
+    high = slurm.run(
+        "sbatch", "--parsable", "--partition=high", "--exclusive", "--nodes=3", "--output=/dev/null", "--wrap=sleep 1"
+    )
+    wait_for(lambda: slurm.job(high)["JobState"] in ("RUNNING", "COMPLETED"), "the job of higher priority to start")
+    assert run.status()["state"] == "PENDING"
+    slurm.hurry(run.job)
+    run.wait_for_success()
+    run.check_ending()
+    assert outcomes(run) == ["PREEMPTED", "SUCCEEDED"]
+    assert slurm.job(run.job)["Restarts"] == "1"
+
+
+def test_a_killed_rank_has_all_ranks_of_all_nodes_start_again_in_the_same_job(slurm, course):
+    run = slurm_run(slurm, course, "killed")
+    run.submit()
+    run.wait_for_step(20)
+    os.kill(pid_of_rank(run, 3), signal.SIGKILL)
+    run.wait_for_success()
+    run.check_ending()
+    assert outcomes(run) == ["SUCCEEDED"]
+    events = json_lines(run.run / "attempts/0001/events.jsonl")
+    assert [event["cause"] for event in events if event["event"] == "restarted"] == [
+        "rank 3 on node2: killed by SIGKILL"
+    ]
+
+
+def pid_of_rank(run: SlurmRun, rank: int) -> int:
+    """As this machine numbers it: a node has numbers of its own."""
+    log = run.run / f"attempts/0001/logs/rank-{rank}.log"
+    for process in psutil.process_iter(["pid"]):
+        try:
+            if os.path.samestat(os.stat(f"/proc/{process.pid}/fd/1"), log.stat()):
+                return process.pid
+        except OSError:
+            continue
+    raise AssertionError(f"no process prints to {log}")
+
+
+def test_a_node_that_loses_its_power_is_replaced(slurm, course):
+    run = slurm_run(slurm, course, "powerless")
+    run.submit()
+    run.wait_for_step(20)
+    slurm.script("node-kill", "node2")
+    lost = time.monotonic()
+    try:
+        wait_for(lambda: outcomes(run)[0], "the other node to notice")
+        assert time.monotonic() - lost < 2 * LOST_SECONDS
+        assert (
+            "node 1 (node2) has said nothing" in json.loads((run.attempts()[0] / "outcome.json").read_text())["cause"]
+        )
+        slurm.hurry(run.job)
+        run.wait_for_success()
+    finally:
+        slurm.script("node-start", "node2")
+    run.check_ending()
+    assert outcomes(run) == ["LOST", "SUCCEEDED"]
+    assert set(hosts(run, 2).values()) == {"node1", "node3"}
+    slurm.idle()
+
+
+BAD: dict[str, tuple[dict[str, str], str, int, str]] = {
+    "an unknown partition": ({}, "slurm.partition=nowhere", 3, "invalid partition specified: nowhere"),
+    "more nodes than there are": ({"--nodes": "9"}, "slurm.gpus=none", 3, "configuration"),
+    "more GPUs than a node has": ({"--gpus": "5"}, "slurm.gpus=gres", 3, "node configuration is not available"),
+    "a time that is none": ({}, "slurm.time=soon", 2, "slurm.time='soon' is not a time limit; use"),
+    "an unknown setting": ({}, "slurm.partitoin=x", 2, "did you mean slurm.partition?"),
+    "a signal that ends ranks": ({}, "slurm.signal=KILL", 2, "slurm.signal='KILL' is not one of USR2"),
+    "a line in a word": ({}, "slurm.account=a\n#SBATCH --x", 2, "must be one word"),
+    "a command in a word": ({}, "slurm.qos=$(touch /tmp/x)", 2, "must be one word"),
+    "a line in a line": ({}, "slurm.setup=true\nfalse", 2, "must be one printable line"),
+    "a line that is no option": ({}, "slurm.lines=; touch x", 2, "must be an option of sbatch"),
+    "a place that is none": ({"--on": "nowhere"}, "steps=3", 2, "use one of: local, slurm"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_slurm_would_refuse_is_refused_in_one_line_and_nothing_is_made(slurm, name):
+    flags, word, code, said = BAD[name]
+    settings = {word} if word.startswith("slurm.gpus") or "--on" in flags else {word, "slurm.gpus=none"}
+    flags = {"--nodes": "2", "--gpus": "2", "--on": "slurm"} | flags
+    words = [text for flag in flags.items() for text in flag]
+    result = slurm.launch(TINY, *words, "--name", "bad", "batch.size=64", *settings)
+    assert (result.returncode, result.stdout) == (code, ""), result.stderr
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (slurm.runs / "bad").exists()
+
+
+def test_a_runs_folder_that_the_nodes_do_not_see_is_named(slurm, course):
+    """Each node has a /dev/shm of its own."""
+    run = slurm_run(slurm, course, "unseen")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        run.submit("--runs-dir", folder)
+        state = partial(slurm.launch, "status", f"{folder}/unseen")
+        said = wait_for(lambda: "is not visible on this node" in (text := state().stdout) and text, "the job to tell")
+    assert f"{folder}/unseen/code is not visible on this node; --runs-dir must be on a file system" in said

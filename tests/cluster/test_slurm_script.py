@@ -1,0 +1,155 @@
+"""The text of a batch job, and what may get into it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from support.runs_for_tests import REPOSITORY
+
+from cluster.errors import ClusterError
+from cluster.job import Job
+from cluster.slurm.backend import SlurmBackend
+from cluster.slurm.settings import SlurmSettings
+from cluster.topology import Topology
+
+JOB = Job(
+    name="r1",
+    command=(),
+    entry="launcher.on_node:train",
+    run_folder=Path("/shared/my runs/r1"),
+    folder=Path("/shared/my runs/r1/code"),
+    logs=Path("/shared/my runs/r1/attempts/0001/logs"),
+    environment={"PYTHONPATH": "/shared/my runs/r1/code"},
+    topology=Topology(nodes=2, ranks_per_node=8, has_gpus=True),
+)
+
+WHOLE = """\
+#!/bin/bash
+#SBATCH --job-name=r1
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=64
+#SBATCH --gpus-per-node=a100:8
+#SBATCH --account=my-project
+#SBATCH --partition=gpu
+#SBATCH --constraint='a100&nvlink'
+#SBATCH --time=1-00:00:00
+#SBATCH --mem=200G
+#SBATCH --exclusive
+#SBATCH --signal=USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=/dev/null
+#SBATCH --mail-type=END
+
+cd '/shared/my runs/r1/code' || { scontrol update jobid=$SLURM_JOB_ID comment='launch: /shared/my runs/r1/code is not \
+visible on this node; --runs-dir must be on a file system that all share'; exit 2; }
+exec >>'/shared/my runs/r1/slurm/batch.log' 2>&1
+trap : TERM
+module load cuda
+export PYTHONPATH='/shared/my runs/r1/code'
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --open-mode=append --kill-on-bad-exit=0 --wait=60 --cpus-per-task=64 \
+'--output=/shared/my runs/r1/attempts/0001/logs/node-%t.log' /venv/bin/python -u -m submitit.core._submit \
+'/shared/my runs/r1/slurm'
+code=$?
+case $code in 0|1|2|4|93) exit $code ;; esac
+# Preempted, out of time, or lost. Slurm starts the job again by itself if it has ended it; and not if somebody has
+# cancelled it. In the time before it would end it, only this does.
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+if ! state=$(scontrol show job --oneliner "$job"); then
+  echo "scontrol does not work here, so the job cannot be started again: use launch resume where Slurm can be reached"
+elif [[ $state == *" JobState=RUNNING "* ]]; then
+  scontrol requeue "$job"
+fi
+exit $code
+"""
+
+
+def script(job: Job = JOB, **settings: object) -> str:
+    return SlurmBackend({"gpus": "gpus-per-node", **settings}).render(job).script
+
+
+def options(text: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
+
+
+def test_a_script_is_this(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    text = script(
+        account="my-project", partition="gpu", constraint="a100&nvlink", time="1-00:00:00", memory="200G",
+        cpus_per_rank="8", gpu_type="a100", exclusive="true", signal="USR1", signal_seconds="300",
+        setup=["module load cuda"], lines=["--mail-type=END"],
+    )  # fmt: skip
+    assert text == WHOLE
+
+
+def test_gpus_are_asked_for_as_the_settings_spell_it():
+    assert "--gres=gpu:8" in options(script(gpus="gres"))
+    assert "--gres=gpu:h100:8" in options(script(gpus="gres", gpu_type="h100"))
+    ranks_on_cpus = replace(JOB, topology=replace(JOB.topology, has_gpus=False))
+    text = script(ranks_on_cpus, gpus="none")
+    assert "gpu" not in text
+    assert "--cpus-per-task=8" in options(text)
+
+
+def test_a_script_does_not_grow_with_the_nodes():
+    many = replace(JOB, topology=replace(JOB.topology, nodes=2048))
+    assert len(script(many)) == len(script()) + 3
+
+
+def test_the_settings_of_a_backend_make_it_again():
+    backend = SlurmBackend({"partition": "gpu", "setup": ["a", "b"], "gpus": "gres"})
+    assert SlurmBackend(backend.settings()).render(JOB) == backend.render(JOB)
+
+
+def test_the_example_of_a_profile_has_only_settings_that_exist():
+    content = yaml.safe_load((REPOSITORY / "profiles/example.yaml").read_text())
+    settings = SlurmSettings.from_mapping(content["slurm"])
+    assert settings.signal_seconds == 300
+    assert settings.setup == ("module load cuda",)
+
+
+@pytest.mark.parametrize("path", ["/a\nb", "/a\\b", "/a%jb", "/a\x1bb"])
+def test_a_path_that_slurm_would_change_is_refused(path):
+    with pytest.raises(ClusterError, match=r"use another folder"):
+        script(replace(JOB, run_folder=Path(path)))
+
+
+HOSTILE = ("$(id)", "a\nb", "`id`", "a;b", "'", '"', "#", "\\", "a b", "\x85", "\u2028")
+WORDS = st.text(max_size=20) | st.sampled_from(HOSTILE)
+FREE = ("account", "partition", "qos", "constraint", "reservation", "exclude", "time", "memory", "gpu_type")
+
+
+@given(name=st.sampled_from(FREE), value=WORDS)
+def test_a_setting_is_refused_or_is_one_option_and_nothing_else(name, value):
+    try:
+        text = script(**{name: value})
+    except ClusterError:
+        return
+    # A shell that reads the lines as sbatch does finds the value again.
+    given_options = " ".join(options(text))
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {given_options}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert [word for word in words if value in word]
+    assert len(options(text)) == len(words)
+    assert text.count("\n") <= script().count("\n") + 1
+
+
+@given(value=st.text(max_size=20))
+def test_the_values_of_the_environment_are_data_to_the_shell(value):
+    value = value.replace("\0", "")
+    text = script(replace(JOB, environment={"X": value}))
+    exports = text[text.index("export X=") : text.index("export SUBMITIT")]
+    result = subprocess.run(
+        ["bash", "-c", f'{exports}\nprintf %s "$X"'], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"}
+    )
+    assert result.stdout == value.encode("utf-8", "surrogatepass")
