@@ -15,7 +15,7 @@ from support.disk import File, Folder
 from checkpoints import restorer
 from checkpoints.committer import Committer, Saved
 from checkpoints.entry import Commit, Entry, Kind
-from checkpoints.errors import KeyMissing
+from checkpoints.errors import KeyMissing, StoreError
 from checkpoints.log import Claim, CommitLog
 from checkpoints.policy import retirable
 from checkpoints.posix_store import PosixStore
@@ -103,7 +103,8 @@ def gc_before_claim() -> Patch:
         folders = {commit.folder for commit in entry.live} if entry else set()
         for key in self.store.list("data/"):
             if key.rpartition("/")[0] not in folders:
-                self.store.delete(key)
+                with suppress(StoreError):
+                    self.store.delete(key)
         return claim(self, *arguments, **options)
 
     return patch.object(CommitLog, "claim", tidy)
