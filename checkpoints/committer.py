@@ -33,6 +33,7 @@ from checkpoints.store import Store
 from checkpoints.strict_json import Fields, Json, encode
 from checkpoints.writer import Writer
 
+_MANIFEST = "MANIFEST.json"
 _MOST_MESSAGE_BYTES = 2**30
 
 
@@ -68,7 +69,7 @@ class Saved:
     """A save that has become a commit. `damage` is what reading the commit before it back has found."""
 
     commit: Commit
-    file: File | None  # this rank's
+    files: tuple[File, ...]  # that this rank has put; rank 0 also puts the manifest
     damage: tuple[str, ...]
 
 
@@ -100,6 +101,7 @@ class Committer:
         self._size = size
         self._tensors = tensors
         self._read_back = Receipt()  # what the last `finish` found
+        self._manifest: File | None = None  # of the save under way, on rank 0
 
     def save(self, number: int, step: int, metadata: Mapping[str, Json]) -> Saved:
         """The commit that save `number` has become. Raises SaveAborted or Fenced, as rank 0 does."""
@@ -121,14 +123,14 @@ class Committer:
 
     def finish(self, saved: Saved) -> None:
         """Delete what is no longer needed, and read back what this rank has written. Raises Fenced."""
-        commit, file = saved.commit, saved.file
+        commit = saved.commit
         self._read_back = Receipt()
         if self._claim is not None:
             with suppress(StoreError):
                 for gone in self._claim.retire(self._keep):
                     self._delete(self._store.list(f"{gone.folder}/"))
         try:
-            if file is not None:
+            for file in saved.files:
                 self._writer.verify(commit.folder, file, self._deadline_seconds)
             self._read_back = Receipt(verified=commit.n)
         except CorruptCheckpoint as error:
@@ -200,7 +202,8 @@ class Committer:
 
     def _commit(self, claim: Claim, manifest: Manifest, folder: str, verified: set[int]) -> Commit:
         data = manifest.to_bytes()
-        self._store.put(f"{folder}/MANIFEST.json", [memoryview(data)])
+        self._manifest = File.of(_MANIFEST, data)
+        self._store.put(f"{folder}/{_MANIFEST}", [memoryview(data)])
         check_sizes(self._store.list(f"{folder}/"), folder, manifest)
         return claim.commit(
             step=manifest.step,
@@ -215,12 +218,13 @@ class Committer:
         kind = fields.text("kind")
         if kind == "committed":
             damage = tuple(str(text) for text in fields.items("damage"))
-            return Saved(commit=Commit.from_json(fields.inner("commit")), file=file, damage=damage)
+            files = tuple(each for each in (file, self._manifest) if each is not None)
+            return Saved(commit=Commit.from_json(fields.inner("commit")), files=files, damage=damage)
         if kind == "fenced":
             raise Fenced(fields.integer("epoch"), fields.text("owner"))
         if kind == "aborted":  # and not when the outcome is unknown: then the commit may exist
             own = [f"{folder}/{file_name(self._rank)}"]
-            self._delete(own if self._claim is None else [f"{folder}/MANIFEST.json", *own])
+            self._delete(own if self._claim is None else [f"{folder}/{_MANIFEST}", *own])
         raise SaveAborted(
             fields.integer("rank"),
             fields.text("operation"),

@@ -213,6 +213,12 @@ class Claim:
 
         self._append(Kind.RESUMED, {"commit": commit.n, "skipped": reasons}, change)
 
+    def check(self) -> None:
+        """Raises Fenced when a successor has claimed the run by now: what is missing is then no damage."""
+        with self._lock:
+            self.state = self._log.newest_after(self.state)
+            self._refuse_if_fenced()
+
     def done(self, body: Mapping[str, Json] | None = None) -> None:
         """Record that the run is finished."""
         self._append(Kind.DONE, body or {}, lambda entry: replace(entry, is_done=True))
@@ -220,13 +226,16 @@ class Claim:
     def _append(self, kind: Kind, body: Mapping[str, Json], change: Callable[[Entry], Entry]) -> Entry:
         with self._lock:
             while True:
-                if self.state.epoch > self.epoch:
-                    raise Fenced(self.state.epoch, str(self.state.owner))
+                self._refuse_if_fenced()
                 entry = change(self.state.followed_by(kind, body))
                 if self._log.offer(entry):
                     self.state = entry
                     return entry
                 self.state = self._log.newest_after(self.state)
+
+    def _refuse_if_fenced(self) -> None:
+        if self.state.epoch > self.epoch:
+            raise Fenced(self.state.epoch, str(self.state.owner))
 
 
 def _claim(reading: Reading, owner: Owner, body: Mapping[str, Json]) -> Entry:

@@ -56,6 +56,12 @@ class File:
     block_bytes: int
     blocks: tuple[str, ...]
 
+    @classmethod
+    def of(cls, path: str, data: bytes) -> File:
+        """The file that holds these bytes."""
+        blocks = tuple(block_digests(memoryview(data)))
+        return cls(path=path, size=len(data), block_bytes=BLOCK_BYTES, blocks=blocks)
+
     @property
     def digest(self) -> str:
         return block_digest("".join(self.blocks).encode())

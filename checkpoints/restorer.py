@@ -123,6 +123,8 @@ class _Ballot:
             verdict = self._count(f"{place}/vote")
             if verdict["answer"] == "yes":
                 self._claim.resumed(commit, skipped)
+            else:
+                self._claim.check()
             self._channel.post(f"{place}/verdict", encode(verdict))
         said = self._channel.wait(f"{place}/verdict", 0, self._deadline_seconds)
         fields = Fields.parse("the verdict", said, _MOST_MESSAGE_BYTES)

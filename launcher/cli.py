@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(getattr(error, "exit_code", 1))
     except BrokenPipeError:
         return 0
+    except PermissionError as error:
+        complain(f"launch: {error.filename}: {error.strerror}; make it yours to use, or use another")
+        return 2
     except OSError as error:
         complain(f"launch: {error.filename or 'the storage'}: {error.strerror}")
         return 1

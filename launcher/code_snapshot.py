@@ -124,7 +124,7 @@ def _is_secret(path: Path) -> bool:
 def root_of(recipe: Path) -> Path:
     """The git work tree that holds the recipe, or else its folder."""
     answer = _git(recipe.parent, "rev-parse", "--show-toplevel")
-    return recipe.parent if answer is None else Path(answer.rstrip("\n"))
+    return recipe.parent if answer is None else Path(answer.removesuffix("\n"))
 
 
 def _git_files(root: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -103,13 +103,15 @@ def compare_identities(before: Mapping[str, Any], after: Mapping[str, Any]) -> l
     ]
 
 
-def check(changes: Sequence[Change], allowed: Collection[str]) -> list[str]:
+def check(changes: Iterable[Change], allowed: Collection[str]) -> list[str]:
     """A line for each change. Raises DriftError for the first one that decides the result and is not in `allowed`."""
+    lines = []
     for change in changes:
         if change.decides_result and change.field not in allowed:
             remedy = f"Undo it, or insist with --allow-change {change.field}"
             raise DriftError(f"{change}; the run would not end the same. {remedy}")
-    return [str(change) for change in changes]
+        lines.append(str(change))
+    return lines
 
 
 def _short(digest: object) -> str:

@@ -3,6 +3,7 @@
 LaunchError               exit code
 ├── UsageError            2   a flag, a recipe or an override is wrong; nothing was started
 ├── RunFailed             1   checkpoints cannot be written
+├── ExportFailed          1   a checkpoint could not be exported; 2 and 4 as for a run
 ├── DamagedRun            2   a file of the run folder is not what was written
 ├── NoProgress            93  restarts without a new commit
 └── DriftError            2   a resumed run would not be the same run
@@ -29,6 +30,14 @@ class DriftError(UsageError):
 
 class RunFailed(LaunchError):
     """Training cannot go on: what it computes can no longer be kept."""
+
+
+class ExportFailed(LaunchError):
+    """The process that exports a checkpoint has ended, for that reason and with that exit code."""
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(f"the export failed: {reason}")
+        self.exit_code = exit_code if exit_code in (2, 4) else 1
 
 
 class DamagedRun(LaunchError):

@@ -84,7 +84,8 @@ def _layered(resolved: Resolved, layers: Mapping[str, Mapping[str, Any]], source
 def _find(source: str) -> tuple[Path, str | None]:
     """(file, name of the recipe in it) of what the user typed."""
     text, separator, name = source.rpartition(":")
-    text, name = (text, name) if separator else (source, "")
+    if not separator or (source.endswith(".py") and _is_file(Path(source))):
+        text, name = source, ""
     if text.endswith(".py") and _is_file(Path(text)):
         return Path(text).resolve(), name or None
     shipped = {recipe_name: path for recipe_name, _, path in shipped_recipes()}
@@ -109,6 +110,10 @@ def _import(path: Path) -> ModuleType:
 
     As when it is run as a script, modules can be imported from its folder.
     """
+    try:
+        code = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; make it readable") from error
     module = ModuleType(f"_recipe_{path.stem}")
     module.__file__ = str(path)
     if str(path.parent) not in sys.path:
@@ -116,7 +121,7 @@ def _import(path: Path) -> ModuleType:
     try:
         with contextlib.redirect_stdout(sys.stderr), _time_limit(), _listed(module), _as_data():
             # Compiled here: a cached .pyc is taken for current when the file was edited within its second.
-            exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), vars(module))
+            exec(compile(code, str(path), "exec", dont_inherit=True), vars(module))
     except LaunchError as error:
         raise UsageError(f"{path}:{_line_in(error, path)}: {error}") from error
     except SyntaxError as error:
@@ -225,7 +230,11 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
     """A data path is relative to the recipe's folder, wherever it is given."""
     if recipe.data.path is None:
         return recipe
-    return replace(recipe, data=replace(recipe.data, path=str((folder / recipe.data.path).resolve())))
+    try:
+        path = os.path.realpath(folder / recipe.data.path)
+    except ValueError as error:  # NUL, or half of a surrogate pair
+        raise UsageError(f"data.path={recipe.data.path!r} is no file's name ({error}); give a path") from error
+    return replace(recipe, data=replace(recipe.data, path=path))
 
 
 def shipped_recipes() -> list[tuple[str, str, Path]]:

@@ -122,8 +122,8 @@ def _tree_of(recipe: Recipe, source: str) -> Any:
         return _config_of(settings, source)
     try:
         config = OmegaConf.structured(recipe)  # in half the time of a merge
-    except (OmegaConfBaseException, TypeError) as error:
-        raise UsageError(_located(error, source, settings)) from error
+    except (OmegaConfBaseException, TypeError):
+        return _config_of(settings, source)  # names what is wrong by its whole key
     _allow_writing(config)
     return config
 

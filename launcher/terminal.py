@@ -6,13 +6,13 @@ import sys
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which could move a terminal's cursor or change its colours."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    """The text in one line, without control characters: they could move a cursor, or make a line that is not ours."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def say(text: str) -> None:
-    """For people: on stderr."""
-    print(printable(text), file=sys.stderr, flush=True)
+def say(line: str) -> None:
+    """For people: one line on stderr."""
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def complain(text: str) -> None:
@@ -20,6 +20,6 @@ def complain(text: str) -> None:
     say(" ".join(text.split()))
 
 
-def answer(text: str) -> None:
-    """For people and scripts: on stdout."""
-    print(printable(text))
+def answer(line: str) -> None:
+    """For people and scripts: one line on stdout."""
+    print(printable(line))

@@ -70,7 +70,7 @@ class BarDisplay:
         self._progress.start()
 
     def say(self, line: str) -> None:
-        self._progress.console.print(printable(line), markup=False)
+        self._progress.console.print(printable(line), markup=False, emoji=False)
 
     def step(self, record: dict[str, Any]) -> None:
         self._progress.update(
@@ -150,7 +150,7 @@ class Follower:
                 yield f"held-out perplexity {event['perplexity']:.2f} at step {event['step']}{change}"
             case "completed":
                 yield f"at step {event['step']} it answers {event['prompt']!r} with:"
-                yield "    " + printable(event["text"].strip()).replace("\n", "\n    ")
+                yield from (f"    {line}" for line in event["text"].strip().split("\n"))
             case "resumed":
                 yield f"continuing after step {event['step']} (commit {event['commit']})"
             case "skipped":

@@ -32,7 +32,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, value in report.user_properties
         if name == PROPERTY and report.when == "call"
     ]
-    points = sum(number for kind, number in counted if kind != "schedules")
-    operations = sum(number for kind, number in counted if kind == "schedules")
+    points = sum(number for kind, number in counted if kind != "state machine")
+    operations = sum(number for kind, number in counted if kind == "state machine")
     if counted:
-        terminalreporter.write_line(f"{points} crash points; {operations} operations in random schedules")
+        terminalreporter.write_line(f"{points} crash points; {operations} operations of the state machine")

@@ -14,7 +14,7 @@ from checkpoints.entry import Commit
 from checkpoints.errors import CorruptCheckpoint, NoIntactCheckpoint, StoreError
 from checkpoints.log import CommitLog
 from checkpoints.store import open_store
-from launcher.errors import LaunchError, UsageError
+from launcher.errors import ExportFailed, UsageError
 from launcher.places import runs_dir
 from launcher.runs import Run, find_run
 from launcher.status import commits_as_json
@@ -111,11 +111,7 @@ def _pin(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
 
 def _export(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
     destination = Path(arguments.destination).absolute()
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UsageError(f"{destination} is not an empty folder; give a new one")
-    for parent in destination.parents:
-        if parent.exists() and not parent.is_dir():
-            raise UsageError(f"{destination} cannot be made, {parent} is not a folder; give a new one")
+    _check_destination(destination)
     commit = _chosen(run, log, arguments.step)
     say(f"exporting the checkpoint of step {commit.step}")
     command = [sys.executable, "-m", "launcher.train.export", str(run.folder), str(commit.n), str(destination)]
@@ -126,9 +122,21 @@ def _export(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
     )
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or [f"it exited with code {result.returncode}"])[-1]
-        raise LaunchError(f"the export failed: {reason}")
+        raise ExportFailed(reason, result.returncode)
     answer(str(destination))
     return 0
+
+
+def _check_destination(destination: Path) -> None:
+    """Raises UsageError unless an export can be put there."""
+    there = next(path for path in (destination, *destination.parents) if os.path.exists(path))
+    if not there.is_dir():
+        what = "is not an empty folder" if there == destination else f"cannot be made, {there} is not a folder"
+        raise UsageError(f"{destination} {what}; give a new one")
+    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        raise UsageError(f"{destination} cannot be written, {there} is not yours to write; give another folder")
+    if there == destination and any(destination.iterdir()):
+        raise UsageError(f"{destination} is not an empty folder; give a new one")
 
 
 _ACTIONS = {"ls": _ls, "verify": _verify, "digest": _digest, "pin": _pin, "unpin": _pin, "export": _export}

@@ -26,7 +26,8 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"recipe": flatten(resolved.recipe), "origins": resolved.origins}, indent=1))
     else:
-        answer(loading.to_yaml(resolved).removesuffix("\n"))
+        for line in loading.to_yaml(resolved).splitlines():
+            answer(line)
     return 0
 
 

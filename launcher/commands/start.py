@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from launcher import loading
@@ -67,7 +68,8 @@ def _size(arguments: argparse.Namespace, before: Attempt | None, target: Target)
 
 
 def _new_name(resolved: loading.Resolved, folder: Path) -> str:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(resolved.source).stem).lstrip("._-")[:64] or "run"
     while True:
-        name = f"{Path(resolved.source).stem}-{os.urandom(2).hex()}"
+        name = f"{stem}-{os.urandom(2).hex()}"
         if not (folder / name).exists():
             return name

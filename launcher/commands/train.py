@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,18 +149,21 @@ def _with_same_threads(run: Run, plan: Plan) -> Plan:
     return plan
 
 
-def _changes(run: Run, resolved: loading.Resolved, plan: Plan) -> list[Change]:
-    """What is not as it was when the run was last at work. Data and base model are compared where they are read."""
+def _changes(run: Run, resolved: loading.Resolved, plan: Plan) -> Iterator[Change]:
+    """What is not as it was when the run was last at work: what is found quickly first.
+
+    Data and base model are compared where they are read.
+    """
     before = loading.load_frozen(run.config)
-    changes = compare_settings(flatten(before.recipe), flatten(resolved.recipe))
-    recipe_file = Path(run.record()["recipe"])
-    if recipe_file.exists():
-        changes += compare_code(digests_of_copy(run.code), code_of(recipe_file).digests())
+    yield from compare_settings(flatten(before.recipe), flatten(resolved.recipe))
     for attempt in reversed(run.attempts()):
         if record := attempt.environment():
-            changes += compare_places(attempt.record(), _place(resolved.recipe, plan))
-            return changes + compare_environments(record, environment(run.code))
-    return changes
+            yield from compare_places(attempt.record(), _place(resolved.recipe, plan))
+            yield from compare_environments(record, environment(run.code))
+            break
+    recipe_file = Path(run.record()["recipe"])
+    if recipe_file.exists():
+        yield from compare_code(digests_of_copy(run.code), code_of(recipe_file).digests())
 
 
 def _place(recipe: Recipe, plan: Plan) -> dict[str, object]:
@@ -246,18 +250,19 @@ def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tupl
 
 def _conclude(run: Run, recipe: Recipe, outcome: Outcome) -> None:
     """The first failure is the last thing said; a run that ended well says what to do with it."""
-    where = _name_for_people(run)
+    where = shlex.quote(_name_for_people(run))  # quoted: the lines are there to be copied into a shell
     if outcome.state == "SUCCEEDED":
         say(f"done: step {outcome.step} of {recipe.steps}. Next:")
         say(f"  launch status {where}")
-        say(f"  launch checkpoints export {where} {run.name}-export")
-        say(f"  tensorboard --logdir {run.tensorboard}")
+        say(f"  launch checkpoints export {where} {shlex.quote(f'{run.name}-export')}")
+        say(f"  tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
     elif outcome.state == "PREEMPTED":
         at = {None: "", 0: " before the first step"}.get(outcome.step, f" after step {outcome.step}")
-        say(f"stopped{at} ({outcome.cause}). Resume with:\n  launch resume {where}")
+        say(f"stopped{at} ({outcome.cause}). Resume with:")
+        say(f"  launch resume {where}")
     else:
-        if outcome.details:
-            say(outcome.details.rstrip())
+        for line in outcome.details.rstrip().splitlines():
+            say(line)
         if outcome.log:
             say(f"log: {outcome.log}")
         say(f"failed: {outcome.cause}")

@@ -159,7 +159,8 @@ def _failed(failure: Failure, fruitless: int) -> Outcome:
     if failure.is_retryable:
         cause = f"{fruitless} times in a row without a new commit: {failure}"
         exit_code = NoProgress.exit_code
-    return Outcome(state="FAILED", cause=cause, exit_code=exit_code, details=failure.details, log=failure.log)
+    details = "" if failure.is_explained else failure.details
+    return Outcome(state="FAILED", cause=cause, exit_code=exit_code, details=details, log=failure.log)
 
 
 def _run_ranks(

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from checkpoints.entry import Commit
+from checkpoints.errors import CheckpointError
 from checkpoints.log import CommitLog
 from checkpoints.restorer import load
 from checkpoints.store import open_store
 from launcher import loading
+from launcher.errors import LaunchError
 from launcher.recipe import Parallel, Recipe
 from launcher.runs import Run
 from launcher.train.functions import find_function
@@ -81,5 +83,14 @@ def _restore(log: CommitLog, commit: Commit, parameters: Mapping[str, torch.Tens
     load(log.store, commit, {f"model.{name}": tensor for name, tensor in parameters.items()})
 
 
+def main(run_folder: str, commit_number: str, destination: str, *options: str) -> int:
+    try:
+        export(Run(Path(run_folder)), int(commit_number), Path(destination), merged="merged" in options)
+    except (LaunchError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
 if __name__ == "__main__":
-    export(Run(Path(sys.argv[1])), int(sys.argv[2]), Path(sys.argv[3]), merged=sys.argv[4:] == ["merged"])
+    sys.exit(main(*sys.argv[1:]))

@@ -59,6 +59,11 @@ class Failure:
         return self.kind in ("peer", "killed", "worker", "storage", "hung")
 
     @property
+    def is_explained(self) -> bool:
+        """Whether the cause says what to do, so that nobody needs the traceback: the log has it."""
+        return self.kind in ("usage", "no intact checkpoint", "fenced", "loss")
+
+    @property
     def exit_code(self) -> int:
         return {"usage": 2, "no intact checkpoint": 4, "fenced": 93}.get(self.kind, 1)
 

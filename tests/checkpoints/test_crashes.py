@@ -15,6 +15,7 @@ from support.crash_points import (
     Medium,
     attempt,
     check_damage_that_nobody_reports,
+    check_damaged_manifests_that_nobody_reports,
     check_every_operation,
     check_every_power_failure,
     check_every_power_failure_after_a_kill,
@@ -86,7 +87,12 @@ def test_with_one_commit_kept_there_is_an_intact_one_after_every_single_operatio
 @pytest.mark.parametrize("kind", ["folder", "objects"])
 @pytest.mark.parametrize(
     "check",
-    [check_outcome_that_never_becomes_known, check_damage_that_nobody_reports, check_older_steps_after_newer_ones],
+    [
+        check_outcome_that_never_becomes_known,
+        check_damage_that_nobody_reports,
+        check_damaged_manifests_that_nobody_reports,
+        check_older_steps_after_newer_ones,
+    ],
 )
 def test_in_special_cases_nothing_is_lost(root: Path, kind: str, check: Callable[[Medium], None]) -> None:
     check(media(kind, root)(1))

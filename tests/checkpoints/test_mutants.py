@@ -11,6 +11,7 @@ from support import mutants
 from support.crash_points import (
     attempt,
     check_damage_that_nobody_reports,
+    check_damaged_manifests_that_nobody_reports,
     check_every_operation,
     check_every_power_failure,
     check_every_power_failure_after_a_kill,
@@ -61,6 +62,10 @@ CASES: dict[Callable[[], mutants.Patch], tuple[Check, str]] = {
     mutants.overwrite_attempt_dir: (sleep, "is missing|written twice"),
     mutants.keep_deletes_newest: (hit(Fault.KILLED_AFTER), "older than the newest acknowledged"),
     mutants.no_verify: (lambda _root: check_damage_that_nobody_reports(objects()), "no whole commit is live"),
+    mutants.manifests_unread: (
+        lambda _root: check_damaged_manifests_that_nobody_reports(objects()),
+        "no whole commit is live",
+    ),
     mutants.no_file_fsync: (power_failure, "log/.* not JSON"),
     mutants.no_dir_fsync: (power_failure, "not in the log"),
     mutants.no_fsync_of_a_folder_that_was_there: (power_failure_after_a_kill, "is missing"),

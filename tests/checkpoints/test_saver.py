@@ -630,3 +630,20 @@ def test_a_save_that_starts_while_the_background_work_dies_is_not_waited_for(mon
         alone.saver.save(2, state_of(2), {})
     assert alone.saver.is_free(0)
     alone.close()
+
+
+def test_an_attempt_whose_files_a_successor_has_deleted_is_fenced_and_calls_nothing_damaged():
+    store = MemoryStore()
+    first = start(store)
+    first.save(1)
+    first.close()
+    zombie = claim(store)
+    successor = start(store, keep=1)
+    for step in (2, 3, 4):
+        successor.save(step)
+    successor.close()
+    with pytest.raises(Fenced):
+        restore(
+            store=store, channel=Channel(HashStore(), "zombie"), claim=zombie, rank=0, world_size=1,
+            state=state_of(-1), deadline_seconds=5,
+        )  # fmt: skip

@@ -12,13 +12,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.bad_input import ADAPTER_FIELDS, CASES, FIELDS, OWN, STRANGE_KEYS, UNKNOWN_KEYS, Case, make_folder
-from support.runs_for_tests import environment, launch
+from support.capabilities import obey_modes
+from support.runs_for_tests import LAUNCH, environment, launch
 
 from launcher import Data, Lora, Model, Recipe
 from launcher.cli import COMMANDS, main
 from launcher.overrides import flatten
 
 HEAVY = ("torch", "transformers", "peft", "numpy", "rich", "tensorboard", "fsspec", "launcher.train.")
+
+MOST_FILES = 20
+MOST_PROCESSES = 1  # git, which knows where the code of an existing run lies
 
 # What would be right, or what to do.
 REMEDY = re.compile(
@@ -61,10 +65,46 @@ def answer(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> tuple[
     return code, captured.out, captured.err
 
 
+class Costs:
+    """Files that are opened, beside modules, and processes that are started, while it is entered.
+
+    What makes a refusal slow are these and imports: they are counted, because time on a busy machine says nothing.
+    """
+
+    def __init__(self) -> None:
+        self.is_counting = False
+        self.files: list[str] = []
+        self.processes: list[str] = []
+        sys.addaudithook(self._note)  # for the life of this process
+
+    def __enter__(self) -> Costs:
+        self.files, self.processes, self.is_counting = [], [], True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_counting = False
+
+    def _note(self, event: str, arguments: tuple[object, ...]) -> None:
+        if not self.is_counting:
+            return
+        if event == "open" and isinstance(path := arguments[0], str) and not path.endswith((".py", ".pyc")):
+            self.files.append(path)
+        if event in ("subprocess.Popen", "os.posix_spawn", "os.system", "os.fork"):
+            self.processes.append(str(arguments[0]))
+
+
+@pytest.fixture(scope="module")
+def costs() -> Costs:
+    return Costs()
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_bad_input_is_one_line_that_names_field_value_and_remedy(case: Case, folder, capsys):
+def test_bad_input_is_one_line_that_names_field_value_and_remedy(case: Case, folder, capsys, costs):
     before, loaded = content(folder), set(sys.modules)
-    code, out, err = answer(case.words, capsys)
+    with costs:
+        code, out, err = answer(case.words, capsys)
+    assert len(costs.files) <= MOST_FILES, " ".join(costs.files)
+    assert len(costs.processes) <= MOST_PROCESSES, costs.processes
     assert (code, out) == (case.code, ""), err
     assert err.startswith("launch: ")
     assert err.count("\n") == 1
@@ -130,6 +170,35 @@ def test_bad_input_is_one_line_of_a_real_process(name, folder):
     assert said in result.stderr
     assert result.stderr.startswith("launch: ")
     assert result.stderr.count("\n") == 1
+    assert content(folder) == before
+
+
+# What is closed: the words that need it, then what the answer must hold.
+CLOSED: dict[str, tuple[list[str], str]] = {
+    "own.py": (["show", "own.py"], "own.py cannot be read: Permission denied; make it readable"),
+    "part.yaml": (["show", "part.yaml"], "part.yaml cannot be read: Permission denied; `launch show RECIPE`"),
+    "runs/good/run.json": (["status", "good"], "run.json: Permission denied; make it yours to use"),
+    "runs/good/config.yaml": (["resume", "good"], "config.yaml cannot be read: Permission denied"),
+    "full": (["own.py", "--runs-dir", "full/runs"], "cannot be written (Permission denied); choose another"),
+    "full/": (["checkpoints", "export", "good", "full/new"], "is not yours to write; give another folder"),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_what_may_not_be_read_or_written_is_named_in_one_line(name, folder):
+    words, said = CLOSED[name]
+    path, before = folder / name, content(folder)
+    mode = path.stat().st_mode
+    path.chmod(0o500 if path.is_dir() else 0)
+    try:
+        result = subprocess.run(
+            [*LAUNCH, *words], cwd=folder, env=environment(folder / "runs"), capture_output=True, text=True,
+            timeout=60, preexec_fn=obey_modes,
+        )  # fmt: skip
+    finally:
+        path.chmod(mode)
+    assert said in result.stderr
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.stderr
     assert content(folder) == before
 
 

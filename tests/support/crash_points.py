@@ -148,25 +148,34 @@ def check_outcome_that_never_becomes_known(medium: Medium) -> None:
 
 
 class LyingStore(FaultyStore):
-    """Says that it has put the files of ranks, and has put something else."""
+    """Says that it has put such files, and has put something else."""
+
+    def __init__(self, inner: Store, is_lied_about: Callable[[str], bool]) -> None:
+        super().__init__(inner)
+        self._is_lied_about = is_lied_about
 
     def put(self, key: str, blocks: Iterable[memoryview]) -> None:
         data = bytearray(b"".join(blocks))
-        if not key.endswith("/MANIFEST.json"):
+        if self._is_lied_about(key):
             data[len(data) // 2] ^= 1
         super().put(key, [memoryview(data)])
 
 
-def check_damage_that_nobody_reports(medium: Medium) -> None:
+def check_damage_that_nobody_reports(medium: Medium, *, of_manifests: bool = False) -> None:
     """There is always a live commit that is whole, also with keep=1, and the next attempt finds it."""
     whole = attempt(FaultyStore(medium()), range(1, 3), keep=1)
-    attempt(LyingStore(medium()), range(3, 6), keep=1)
+    is_lied_about: Callable[[str], bool] = lambda key: key.endswith("/MANIFEST.json") == of_manifests  # noqa: E731
+    attempt(LyingStore(medium(), is_lied_about), range(3, 6), keep=1)
     assert whole[-1] in [replace(commit, is_verified=False) for commit in live(medium())], "no whole commit is live"
     verify(medium(), whole[-1])
     successor = start(FaultyStore(medium()))
     assert successor.restored is not None
     assert successor.restored.commit.n == whole[-1].n
     successor.close()
+
+
+def check_damaged_manifests_that_nobody_reports(medium: Medium) -> None:
+    check_damage_that_nobody_reports(medium, of_manifests=True)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
@@ -11,13 +12,16 @@ from unittest.mock import patch
 
 from support.disk import File, Folder
 
+from checkpoints import restorer
 from checkpoints.committer import Committer, Saved
 from checkpoints.entry import Commit, Entry, Kind
-from checkpoints.errors import KeyMissing
+from checkpoints.errors import KeyMissing, StoreError
 from checkpoints.log import Claim, CommitLog
 from checkpoints.policy import retirable
 from checkpoints.posix_store import PosixStore
+from checkpoints.reader import CommitReader
 from checkpoints.restorer import _Ballot
+from checkpoints.store import Store
 
 Patch = AbstractContextManager[object]
 
@@ -99,7 +103,8 @@ def gc_before_claim() -> Patch:
         folders = {commit.folder for commit in entry.live} if entry else set()
         for key in self.store.list("data/"):
             if key.rpartition("/")[0] not in folders:
-                self.store.delete(key)
+                with suppress(StoreError):
+                    self.store.delete(key)
         return claim(self, *arguments, **options)
 
     return patch.object(CommitLog, "claim", tidy)
@@ -145,6 +150,30 @@ def pointer() -> Patch:
     return _both(patch.object(Committer, "finish", point), _candidates(pointed))
 
 
+def one_rank_decides() -> Patch:
+    """Rank 0 does not ask the others whether they could load the commit."""
+    counted = _Ballot._count
+
+    def count_one(self: _Ballot, key: str) -> dict[str, str]:
+        with patch.object(self, "_world_size", 1):
+            return counted(self, key)
+
+    return patch.object(_Ballot, "_count", count_one)
+
+
+def unpickles() -> Patch:
+    """What looks like metadata beside a commit is loaded, as DCP loads its own."""
+    opened = restorer.open_commit
+
+    def load(store: Store, commit: Commit) -> CommitReader:
+        for key in store.list(f"{commit.folder}/"):
+            if key.endswith(".pkl"):
+                pickle.loads(store.get(key))
+        return opened(store, commit)
+
+    return patch("checkpoints.restorer.open_commit", load)
+
+
 def overwrite_attempt_dir() -> Patch:
     """The folder of a save is named after its step alone."""
 
@@ -161,6 +190,16 @@ def keep_deletes_newest() -> Patch:
 def no_verify() -> Patch:
     """Commits go without a newer one having been read back."""
     return patch("checkpoints.log.retirable", lambda state, keep: state.live[:-keep])
+
+
+def manifests_unread() -> Patch:
+    """A commit counts as verified although its manifest was not read back."""
+    finish = Committer.finish
+
+    def finish_shards(self: Committer, saved: Saved) -> None:
+        finish(self, replace(saved, files=tuple(file for file in saved.files if file.path != "MANIFEST.json")))
+
+    return patch.object(Committer, "finish", finish_shards)
 
 
 def no_file_fsync() -> Patch:
@@ -197,7 +236,8 @@ def _candidates(choose: Callable[[_Ballot, list[Commit]], list[Commit]]) -> Patc
 
     def chosen(self: _Ballot, skipped: Mapping[int, str]) -> Commit | None:
         claim = self._claim
-        assert claim is not None
+        if claim is None:
+            return candidate(self, skipped)
         state = claim.state
         live = choose(self, [commit for commit in state.live if commit.n not in skipped])
         claim.state = replace(state, live=tuple(live))
