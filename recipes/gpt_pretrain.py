@@ -28,7 +28,7 @@ RECIPE = Recipe(
         "data.sequence_length": 256,
         "steps": 200,
         "batch.size": 8,
-        "optimizer.lr": 2e-3,
+        "optimizer.lr": 1e-3,
         "schedule.warmup_steps": 20,
         "checkpoint.every": 50,
         "evaluation.every": 100,

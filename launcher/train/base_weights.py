@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
 
-from checkpoints.flat_shard import State
+from checkpoints.flat_shard import State, part_of
 
 _FLOATS = ("F32", "F16", "BF16")
 
@@ -25,12 +26,20 @@ class BaseWeights:
             self.folder.is_dir() and {n: tuple(t.shape) for n, t in tensors.items()}.items() <= self._shapes().items()
         )
 
+    @torch.no_grad()
     def fill(self, tensors: State) -> None:
-        """Read them, in place; of a sharded one this rank's part."""
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-        from torch.distributed.checkpoint.state_dict_loader import load
+        """Read them, in place; of one that is held in parts, the parts that this rank has."""
+        from safetensors import safe_open
 
-        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(self.folder)), no_dist=True)
+        held = create_default_local_save_plan(dict(tensors), is_coordinator=False).items
+        for path in self.folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                names = set(file.keys())
+                for item in (item for item in held if item.index.fqn in names):
+                    assert item.tensor_data is not None
+                    chunk = item.tensor_data.chunk
+                    box = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
+                    part_of(tensors[item.index.fqn], item.index).copy_(file.get_slice(item.index.fqn)[box])
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         from safetensors import safe_open

@@ -128,7 +128,7 @@ def test_every_stage_has_the_losses_of_data_parallelism(trained, world, name):
     assert largest_deviation(result.norms, reference.norms) < 200 * TOLERANCE, "some batches are that sensitive"
 
 
-@pytest.mark.parametrize("stage", ["zero1", "zero2"])
+@pytest.mark.parametrize("stage", ZERO)
 def test_without_clipping_and_accumulation_the_losses_are_those_of_data_parallelism_bit_by_bit(trained, stage):
     assert trained[2][f"{stage} unclipped"].losses == trained[2]["ddp unclipped"].losses
 
