@@ -315,7 +315,7 @@ def load_yaml(path: Path) -> Resolved:
     remedy = "`launch show RECIPE` prints a whole one"
     try:
         text = read_text(path)
-        _refuse_bombs(text, path)
+        refuse_bombs(text, path)
         settings = yaml.safe_load(text)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; {remedy}") from error
@@ -331,7 +331,7 @@ def load_yaml(path: Path) -> Resolved:
     return Resolved(recipe=recipe, origins=_origins(text, recipe), source=source)
 
 
-def _refuse_bombs(text: str, path: Path) -> None:
+def refuse_bombs(text: str, path: Path) -> None:
     """An alias can stand for any amount of text, and deep nesting takes the parser for ever."""
     import yaml
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.backend import BACKENDS, Backend, backend_named
 from launcher.errors import UsageError
+from launcher.loading import refuse_bombs
 from launcher.runs import read_text
 
 PROFILES = Path("profiles")
@@ -68,7 +69,10 @@ def _read_profile(path: Path) -> tuple[str, dict[str, object]]:
     import yaml
 
     try:
-        content = yaml.safe_load(read_text(path))
+        text = read_text(path)
+        refuse_bombs(text, path)
+        # All values as they are written: to YAML 1:00:00 is 3600, which Slurm would take for minutes.
+        content = yaml.load(text, Loader=yaml.BaseLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}; see profiles/example.yaml") from error
     name = content.get("target") if isinstance(content, dict) else None

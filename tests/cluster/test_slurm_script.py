@@ -111,7 +111,7 @@ def test_the_settings_of_a_backend_make_it_again():
 
 
 def test_the_example_of_a_profile_has_only_settings_that_exist():
-    content = yaml.safe_load((REPOSITORY / "profiles/example.yaml").read_text())
+    content = yaml.load((REPOSITORY / "profiles/example.yaml").read_text(), Loader=yaml.BaseLoader)
     settings = SlurmSettings.from_mapping(content["slurm"])
     assert settings.signal_seconds == 300
     assert settings.setup == ("module load cuda",)

@@ -1,0 +1,74 @@
+"""Which place a command line means."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.errors import ClusterError
+from launcher.errors import UsageError
+from launcher.targets import choose_target
+
+PROFILE = "target: slurm\nslurm:\n  partition: gpu\n  time: 1:00:00\n  setup: [module load cuda, 'true']\n"
+
+
+@pytest.fixture(autouse=True)
+def _with_profiles(tmp_path, monkeypatch):
+    """A folder with profiles, on a machine without Slurm."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles/big.yaml").write_text(PROFILE)
+
+
+def settings(on: str | None, *words: str, **before: object) -> dict[str, object]:
+    """Those that are not left to Slurm."""
+    target = choose_target(on, 1, words, before)
+    return {key: value for key, value in target.backend.settings().items() if value and "signal" not in key}
+
+
+def test_without_a_flag_it_is_this_machine_where_there_is_no_slurm():
+    assert choose_target(None, 2, ["steps=3"], {}).backend.name == "local"
+
+
+def test_a_profile_is_read_and_the_command_line_wins():
+    target = choose_target("big", 2, ["slurm.time=5", "steps=3"], {})
+    assert (target.backend.name, str(target.profile), target.words) == ("slurm", "profiles/big.yaml", ("steps=3",))
+    whole = {"partition": "gpu", "time": "1:00:00", "setup": ("module load cuda", "true")}
+    assert settings("big") == whole
+    assert settings("big", "slurm.time=5") == whole | {"time": "5"}
+
+
+def test_a_run_goes_on_where_its_job_was_with_the_settings_that_it_had():
+    before = {"target": "slurm", "settings": {"partition": "gpu", "setup": ["a"]}}
+    assert settings(None, "slurm.time=5", **before) == {"partition": "gpu", "setup": ("a",), "time": "5"}
+    assert choose_target("local", 1, [], before).backend.name == "local"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "is not YAML"),
+        ("a: &b 1\nc: *b", "has an alias"),
+        ("[]", "must name its target"),
+        ("target: cloud", "must name its target"),
+        ("target: slurm\nslrm: {}", "and nothing else"),
+        ("target: slurm\nslurm: 3", "and nothing else"),
+    ],
+)
+def test_a_profile_that_is_none_is_refused(tmp_path, text, said):
+    (tmp_path / "profiles/bad.yaml").write_text(text)
+    with pytest.raises(UsageError, match=said) as caught:
+        choose_target("bad", 1, [], {})
+    assert "profiles/bad.yaml" in str(caught.value)
+
+
+def test_an_unknown_setting_of_a_profile_is_refused_with_the_nearest_name(tmp_path):
+    (tmp_path / "profiles/bad.yaml").write_text("target: slurm\nslurm: {partitoin: x}")
+    with pytest.raises(ClusterError, match=r"did you mean slurm\.partition"):
+        choose_target("bad", 1, [], {})
+
+
+def test_no_profile_is_read_from_elsewhere(tmp_path):
+    (tmp_path / "other.yaml").write_text(PROFILE)
+    with pytest.raises(ClusterError, match="is not a known target"):
+        choose_target("../other", 1, [], {})
