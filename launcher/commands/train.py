@@ -209,7 +209,7 @@ def _run(
 def _submit(run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object]) -> int:
     """Leave the run to a scheduler, which starts it as often as it has to."""
     attempt = start_attempt(run, recipe, plan, backend, settings)
-    where = _name_for_people(run)
+    where = _word_for(run)
     say(f"{backend.name} job {attempt.record()['handle']} is submitted. Next:")
     say(f"  launch status {where}")
     say(f"  launch logs {where} -f")
@@ -218,8 +218,9 @@ def _submit(run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: di
     return 0
 
 
-def _name_for_people(run: Run) -> str:
-    return run.name if run.folder.parent == runs_dir(None) else str(run.folder)
+def _word_for(run: Run) -> str:
+    """What to type for the run in another command; quoted, because it is there to be copied into a shell."""
+    return shlex.quote(run.name if run.folder.parent == runs_dir(None) else str(run.folder))
 
 
 def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tuple[str, str]]:
@@ -250,7 +251,7 @@ def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tupl
 
 def _conclude(run: Run, recipe: Recipe, outcome: Outcome) -> None:
     """The first failure is the last thing said; a run that ended well says what to do with it."""
-    where = shlex.quote(_name_for_people(run))  # quoted: the lines are there to be copied into a shell
+    where = _word_for(run)
     if outcome.state == "SUCCEEDED":
         say(f"done: step {outcome.step} of {recipe.steps}. Next:")
         say(f"  launch status {where}")
