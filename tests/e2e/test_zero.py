@@ -31,7 +31,7 @@ SPREADS: dict[str, dict[str, object]] = {
     **{f"{name}+offload": {"parallel.strategy": name, **OFFLOAD} for name in ZERO},
 }
 COMPARED = {1: ("zero1", "zero3"), 2: ("zero1", "zero2", "zero3")}
-STEPS = 20
+STEPS = 12
 FEW = 5
 VARIANTS: dict[str, dict[str, object]] = {
     "unclipped": {"optimizer.clip": "null", "batch.micro": "6"},
@@ -123,7 +123,7 @@ def trained(results: Results) -> dict[int, dict[str, Result]]:
 @pytest.mark.parametrize(("world", "name"), [(world, name) for world, names in COMPARED.items() for name in names])
 def test_every_stage_has_the_losses_of_data_parallelism(trained, world, name):
     reference, result = trained[world]["ddp"], trained[world][name]
-    assert reference.losses[-1] < 0.8 * reference.losses[0], "it learns"
+    assert reference.losses[-1] < 0.9 * reference.losses[0], "it learns"
     assert largest_deviation(result.losses, reference.losses) < TOLERANCE
     assert largest_deviation(result.norms, reference.norms) < 200 * TOLERANCE, "some batches are that sensitive"
 
