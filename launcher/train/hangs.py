@@ -75,9 +75,9 @@ class HangDetector:
         return track
 
     def _note_changes(self, track: _Track, sight: Sight, disturbed: float, now: float) -> None:
-        """Only what happened while all ranks did ordinary steps teaches how long these take."""
+        """Only what happened while all ranks did ordinary steps teaches how long these take, and the first of all."""
         if sight.progress != track.sight.progress:
-            if disturbed < track.progressed:
+            if disturbed < track.progressed or track.sight.phase is Phase.FIRST_STEP:
                 self._longest_step = max(self._longest_step, now - track.progressed)
             track.progressed = now
         if sight.beats != track.sight.beats:
@@ -136,6 +136,8 @@ def _place(sight: Sight) -> str:
     match sight.phase:
         case Phase.STARTING:
             return "before its first step"
+        case Phase.FIRST_STEP:
+            return "in its first step"
         case Phase.STEPPING:
             return f"at step {sight.step + 1}"
         case Phase.EVALUATING:

@@ -30,6 +30,7 @@ def train(session: Session) -> Outcome:
     if (progress.step == 0 and not _evaluate(session)) or any_rank(session.notice.is_given(), session.engine.device):
         return _stopped(session)
     batches = session.batches()
+    session.pulse.begin_steps()
     while progress.step < last:
         should_stop = _train_step(session, batches)
         at_end = should_stop or progress.step == last

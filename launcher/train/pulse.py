@@ -25,10 +25,11 @@ _WORD_BYTES = 8
 
 
 class Phase(IntEnum):
-    STARTING = 0  # until the first step is done
+    STARTING = 0
     STEPPING = 1
     EVALUATING = 2
     SAVING = 3
+    FIRST_STEP = 4  # of this start, with nothing in it but the step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +124,9 @@ class Pulse:
         self._words[_RANK] = rank
         self._words[_PID] = os.getpid()  # last: from here on the agent looks
         threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+
+    def begin_steps(self) -> None:
+        self._enter(Phase.FIRST_STEP)
 
     def step_done(self, step: int, own_seconds: float | None) -> None:
         """own_seconds: this rank's own work in the step, without waiting for others; None where that is unknown."""

@@ -105,6 +105,18 @@ def test_a_held_gil_is_named_in_time_although_steps_take_minutes(ranks):
     assert hang.rank == 1
 
 
+def test_the_first_step_teaches_how_long_steps_take():
+    ranks = Ranks(HangDetector(20))
+    for phase, seconds in ((Phase.STARTING, 500), (Phase.FIRST_STEP, 60)):
+        for rank in (0, 1):
+            ranks.change(rank, phase=phase, progress=ranks.sights[rank].progress + 1)
+        assert ranks.wait(seconds) is None
+    for rank in (0, 1):
+        ranks.change(rank, phase=Phase.STEPPING, progress=ranks.sights[rank].progress + 1)
+    assert ranks.wait(150) is None
+    assert ranks.wait(50) is not None
+
+
 def test_steps_may_take_three_times_as_long_as_the_longest_so_far(ranks):
     assert ranks.steps(1, 19) is None
     assert ranks.steps(5) is None
