@@ -23,3 +23,9 @@ def complain(text: str) -> None:
 def answer(line: str) -> None:
     """For people and scripts: one line on stdout."""
     print(printable(line))
+
+
+def answer_lines(text: str) -> None:
+    """The same for a text that has lines of its own."""
+    for line in text.removesuffix("\n").split("\n"):
+        answer(line)

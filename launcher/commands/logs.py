@@ -10,7 +10,7 @@ from launcher.errors import UsageError
 from launcher.places import runs_dir
 from launcher.runs import Attempt, Run, find_run, open_regular
 from launcher.status import run_summary
-from launcher.terminal import answer
+from launcher.terminal import answer_lines
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 2.0
@@ -27,10 +27,10 @@ def logs(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--rank {arguments.rank} is not one of the {ranks} ranks of {run.name}; use a lower one")
     reading = _Reading(run, arguments.rank)
     for text in reading.new():
-        answer(text)
+        answer_lines(text)
     while arguments.follow and reading.goes_on():
         for text in reading.new():
-            answer(text)
+            answer_lines(text)
         time.sleep(POLL_SECONDS)
     return 0
 

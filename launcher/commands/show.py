@@ -13,7 +13,7 @@ from cluster.topology import local_gpu_count
 from launcher import loading
 from launcher.errors import LaunchError
 from launcher.overrides import flatten
-from launcher.terminal import answer, complain
+from launcher.terminal import answer, answer_lines, complain
 
 TYPE_CHECKING = False  # as in the package's own module
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ def show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"recipe": flatten(resolved.recipe), "origins": resolved.origins}, indent=1))
     else:
-        for line in loading.to_yaml(resolved).splitlines():
-            answer(line)
+        answer_lines(loading.to_yaml(resolved))
     return 0
 
 

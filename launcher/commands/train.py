@@ -37,7 +37,7 @@ from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
 from launcher.runs import FORMAT, Attempt, Outcome, Run, write_json
 from launcher.supervise import make_job, start_attempt, supervise
-from launcher.terminal import answer, say
+from launcher.terminal import answer, answer_lines, say
 from launcher.watch import make_display
 
 LEAVING_SECONDS = 15.0
@@ -57,7 +57,7 @@ def _show(submission: Submission, run: Run, resolved: loading.Resolved, plan: Pl
     for title, text in _describe(run, resolved, plan):
         say(f"{title:10} {text}")
     say("dry run: nothing is made, nothing is submitted; this would be")
-    answer(str(submission))
+    answer_lines(str(submission))
     return 0
 
 

@@ -53,7 +53,7 @@ def say(*words: str) -> Said:
 def _nowhere() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setitem(backend._BACKENDS, "nowhere", "support.nowhere:Nowhere")
+        patch.setitem(backend.BACKENDS, "nowhere", "support.nowhere:Nowhere")
         yield
 
 
