@@ -89,7 +89,7 @@ def test_a_run_with_a_malicious_file_is_resumed_or_refused(
     tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is resumed runs its code, so here it runs nowhere: up to there nothing may happen."""
-    monkeypatch.setitem(backend._BACKENDS, "nowhere", "support.nowhere:Nowhere")
+    monkeypatch.setitem(backend.BACKENDS, "nowhere", "support.nowhere:Nowhere")
     Nowhere.leave = staticmethod(lambda attempt: None)
     run, (name, text) = a_run(tmp_path), CASES[number]
     (run / "config.yaml").write_text("model: {name: a}\ndata: {path: /b.txt}\nsteps: 60\n")

@@ -104,4 +104,4 @@ def test_lines_of_several_writers_do_not_mix(tmp_path):
 
 
 def test_control_characters_do_not_reach_the_terminal():
-    assert printable("a\x1b[31mb\r\n\tc") == "a\\x1b[31mb\\r\n\tc"
+    assert printable("a\x1b[31mb\r\n\tc") == "a\\x1b[31mb\\r\\n\\tc"
