@@ -144,6 +144,9 @@ def main(rank: int, processes: int, folder: Path) -> None:
         results |= json.loads(found.read_text())
     if rank == 0:
         (folder / "results.json").write_text(json.dumps(results))
+        board.wait([f"left/{other}" for other in range(1, processes)])  # the board is here: this one leaves last
+    else:
+        board.set(f"left/{rank}", "")
 
 
 def _run_phase(port: int, number: int, rank: int, world_size: int, jobs: list[dict[str, Any]], found: Path) -> NoReturn:
