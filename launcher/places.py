@@ -1,8 +1,9 @@
-"""Where runs are kept."""
+"""Where runs are kept, and what to call one in a command."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from launcher.errors import UsageError
@@ -17,3 +18,8 @@ def runs_dir(flag: str | None) -> Path:
     if separator and scheme != "file":
         raise UsageError(f"--runs-dir {text} is not on this machine; use a path or file://PATH")
     return Path(rest if separator else text).expanduser().absolute()
+
+
+def word_for(run: Path) -> str:
+    """What to type for the run's folder in another command; quoted, because it is there to be copied into a shell."""
+    return shlex.quote(run.name if run.parent == runs_dir(None) else str(run))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from cluster.backend import Backend, backend_named
 from cluster.job import JobState
 from launcher.errors import LaunchError
-from launcher.places import runs_dir
+from launcher.places import runs_dir, word_for
 from launcher.runs import Outcome, Run, find_run
 from launcher.terminal import say
 
@@ -56,4 +56,4 @@ def _write_cancelled(run: Run) -> None:
     if outcome.state in ("PREEMPTED", "LOST"):
         attempt.write_outcome(replace(outcome, state="CANCELLED", cause="launch cancel"))
     at = f" at step {outcome.step}" if outcome.step else ""
-    say(f"{run.name} has stopped{at}; launch resume {run.name} goes on")
+    say(f"{run.name} has stopped{at}; launch resume {word_for(run.folder)} goes on")

@@ -32,7 +32,7 @@ from launcher.drift import (
 from launcher.environment import environment
 from launcher.errors import UsageError
 from launcher.overrides import flatten
-from launcher.places import runs_dir
+from launcher.places import word_for
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
 from launcher.runs import FORMAT, Attempt, Outcome, Run, write_json
@@ -209,18 +209,13 @@ def _run(
 def _submit(run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object]) -> int:
     """Leave the run to a scheduler, which starts it as often as it has to."""
     attempt = start_attempt(run, recipe, plan, backend, settings)
-    where = _word_for(run)
+    where = word_for(run.folder)
     say(f"{backend.name} job {attempt.record()['handle']} is submitted. Next:")
     say(f"  launch status {where}")
     say(f"  launch logs {where} -f")
     say(f"  launch cancel {where}")
     answer(str(run.folder))
     return 0
-
-
-def _word_for(run: Run) -> str:
-    """What to type for the run in another command; quoted, because it is there to be copied into a shell."""
-    return shlex.quote(run.name if run.folder.parent == runs_dir(None) else str(run.folder))
 
 
 def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tuple[str, str]]:
@@ -251,7 +246,7 @@ def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tupl
 
 def _conclude(run: Run, recipe: Recipe, outcome: Outcome) -> None:
     """The first failure is the last thing said; a run that ended well says what to do with it."""
-    where = _word_for(run)
+    where = word_for(run.folder)
     if outcome.state == "SUCCEEDED":
         say(f"done: step {outcome.step} of {recipe.steps}. Next:")
         say(f"  launch status {where}")

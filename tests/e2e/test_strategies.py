@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.runs_for_tests import (
-    Processes,
+    check_that_a_killed_rank_changes_nothing,
     digests,
     json_lines,
     launch,
     small_words,
-    start,
-    steps_of,
-    wait_for_step,
 )
-from support.strategies import Job, Result, largest_deviation, run_phases, unequal_tensors
+from support.strategies import (
+    CUT,
+    REST,
+    SPREADS,
+    TOLERANCE,
+    Exchange,
+    Job,
+    Result,
+    by_world,
+    largest_deviation,
+    run_phases,
+    word,
+)
 
-DDP: dict[str, object] = {"parallel.strategy": "ddp"}
-FSDP: dict[str, object] = {"parallel.strategy": "fsdp"}
-OFFLOAD: dict[str, object] = {**FSDP, "parallel.cpu_offload": "true"}
-SPREADS = {"ddp": DDP, "fsdp": FSDP, "fsdp+offload": OFFLOAD}
 STEPS = {"ddp": 50, "fsdp": 50, "fsdp+offload": 20}
 VARIANTS: dict[str, dict[str, object]] = {
     "undivided": {"optimizer.clip": "null", "batch.micro": "6"},
@@ -32,9 +35,6 @@ VARIANTS: dict[str, dict[str, object]] = {
     "in bf16": {"precision": "bf16"},
     "in fp16": {"precision": "fp16"},
 }
-CUT = 6  # steps before the save
-REST = 4  # steps after the restore
-TOLERANCE = 1e-5
 # Saved by the one, restored by the other: the diagonal, and corners.
 PAIRS = [
     (("ddp", 1), ("fsdp", 2)),
@@ -47,60 +47,34 @@ PAIRS = [
     (("fsdp+offload", 3), ("fsdp", 1)),
 ]
 
-Ranks = tuple[str, int]
 
-
-def word(ranks: Ranks) -> str:
-    return f"{ranks[0]}-{ranks[1]}"
+@pytest.fixture(scope="module")
+def exchange(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
+    return Exchange(tmp_path_factory.mktemp("strategies"), PAIRS)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("strategies")
+def results(exchange: Exchange) -> dict[str, Result]:
+    """By the words that say who."""
+    phases = [*by_world([*from_scratch(), *exchange.saves()]), *by_world(exchange.restores())]
+    return run_phases(exchange.folder / "run", phases)
 
 
-@dataclass(frozen=True)
-class Results:
-    """By the words that say who: from scratch, and what pairs trained after the restore."""
-
-    trained: dict[str, Result]
-    restored: dict[tuple[Ranks, Ranks], Result]
-
-
-@pytest.fixture(scope="module")
-def results(folder: Path) -> Results:
-    pairs = {(saved, to): f"{word(saved)} to {word(to)}" for saved, to in PAIRS}
-    restores: dict[int, list[Job]] = {1: [], 2: [], 3: []}
-    for (saved, (spread, world)), name in pairs.items():
-        settings, source = SPREADS[spread], str(folder / word(saved))
-        restores[world].append(Job(name=name, settings=settings, steps=REST, source=source))
-        copy = Job(name=f"{name} copied", settings=settings, steps=0, source=source, target=str(folder / name))
-        restores[world].append(copy)
-    found = run_phases(folder / "run", [*from_scratch(folder).items(), *restores.items()])
-    return Results(found, {pair: found[name] for pair, name in pairs.items()})
-
-
-def from_scratch(folder: Path) -> dict[int, list[Job]]:
-    """Runs by world size. Those of the pairs save where they end."""
-    jobs: dict[int, list[Job]] = {1: [], 2: [], 3: [], 4: []}
-    for world in (1, 2):
-        for name, settings in SPREADS.items():
-            jobs[world].append(Job(name=f"{name} on {world}", settings=settings, steps=STEPS[name]))
-    for name, settings in SPREADS.items():
-        jobs[2] += [
-            Job(name=f"{name} {what}", settings=settings | changed, steps=10) for what, changed in VARIANTS.items()
-        ]
-    jobs[4].append(Job(name="hybrid", settings=FSDP | {"parallel.shard_within_node": "true"}, steps=10, nodes=2))
-    for spread, world in dict.fromkeys(saved for saved, _ in PAIRS):
-        name = word((spread, world))
-        jobs[world].append(Job(name=name, settings=SPREADS[spread], steps=CUT, target=str(folder / name)))
-    return jobs
+def from_scratch() -> Iterator[tuple[int, Job]]:
+    """Runs, with their world sizes."""
+    for name, steps in STEPS.items():
+        for world in (1, 2):
+            yield world, Job(name=f"{name} on {world}", settings=SPREADS[name], steps=steps)
+        for what, changed in VARIANTS.items():
+            yield 2, Job(name=f"{name} {what}", settings=SPREADS[name] | changed, steps=10)
+    hybrid = SPREADS["fsdp"] | {"parallel.shard_within_node": "true"}
+    yield 4, Job(name="hybrid", settings=hybrid, steps=10, nodes=2)
 
 
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("spread", STEPS)
 def test_every_strategy_has_the_losses_of_one_rank_alone(results, spread, world):
-    reference, result = results.trained["ddp on 1"], results.trained[f"{spread} on {world}"]
+    reference, result = results["ddp on 1"], results[f"{spread} on {world}"]
     assert reference.losses[-1] < 0.7 * reference.losses[0], "it learns"
     assert largest_deviation(result.losses, reference.losses[: STEPS[spread]]) < TOLERANCE
     # Later the norms drift apart more than the losses do.
@@ -108,7 +82,7 @@ def test_every_strategy_has_the_losses_of_one_rank_alone(results, spread, world)
 
 
 def test_offload_changes_no_bit_nor_does_sharding_on_one_rank_or_where_nothing_is_clipped_or_accumulated(results):
-    losses = {name: result.losses for name, result in results.trained.items()}
+    losses = {name: result.losses for name, result in results.items()}
     for world in (1, 2):
         assert losses[f"fsdp+offload on {world}"] == losses[f"fsdp on {world}"][: STEPS["fsdp+offload"]]
     assert losses["fsdp on 1"] == losses["ddp on 1"]
@@ -116,61 +90,53 @@ def test_offload_changes_no_bit_nor_does_sharding_on_one_rank_or_where_nothing_i
 
 
 def test_hybrid_sharding_has_the_losses_of_one_rank_alone(results):
-    reference = results.trained["ddp on 1"].losses[:10]
-    assert largest_deviation(results.trained["hybrid"].losses, reference) < TOLERANCE
+    reference = results["ddp on 1"].losses[:10]
+    assert largest_deviation(results["hybrid"].losses, reference) < TOLERANCE
 
 
-@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("spread", STEPS)
 def test_recomputing_activations_changes_no_bit(results, spread):
-    assert results.trained[f"{spread} recomputing"].losses == results.trained[f"{spread} on 2"].losses[:10]
+    assert results[f"{spread} recomputing"].losses == results[f"{spread} on 2"].losses[:10]
 
 
-@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("spread", STEPS)
 def test_ranks_with_fewer_micro_batches_than_others_keep_step(results, spread):
-    reference = results.trained["ddp uneven"].losses
-    assert largest_deviation(results.trained[f"{spread} uneven"].losses, reference) < TOLERANCE
+    reference = results["ddp uneven"].losses
+    assert largest_deviation(results[f"{spread} uneven"].losses, reference) < TOLERANCE
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("spread", STEPS)
 def test_low_precision_stays_close_to_fp32(results, spread, precision):
-    result = results.trained[f"{spread} in {precision}"]
-    assert 0 < largest_deviation(result.losses, results.trained[f"{spread} on 2"].losses[:10]) < 0.01
+    result = results[f"{spread} in {precision}"]
+    assert 0 < largest_deviation(result.losses, results[f"{spread} on 2"].losses[:10]) < 0.01
     assert (result.loss_scale is not None) == (precision == "fp16")
 
 
-@pytest.mark.parametrize(("saved", "to"), PAIRS, ids=lambda ranks: word(ranks))
-def test_a_checkpoint_of_any_strategy_goes_on_under_any_other(folder, results, saved, to):
-    assert unequal_tensors(str(folder / word(saved)), str(folder / f"{word(saved)} to {word(to)}")) == []
-    rest = results.trained["ddp on 1"].losses[CUT : CUT + REST]
-    assert largest_deviation(results.restored[saved, to].losses, rest) < TOLERANCE
+@pytest.mark.parametrize(("saved", "to"), PAIRS, ids=word)
+def test_a_checkpoint_of_any_strategy_goes_on_under_any_other(exchange, results, saved, to):
+    assert exchange.unequal_tensors(saved, to) == []
+    rest = results["ddp on 1"].losses[CUT : CUT + REST]
+    assert largest_deviation(results[exchange.name(saved, to)].losses, rest) < TOLERANCE
 
 
 def test_a_killed_run_under_fsdp_ends_like_one_that_was_not(tmp_path):
     evaluation = {"evaluation__samples": 7, "evaluation__tokens": 8}  # a rank has more samples than the other
-    words = [*small_words(2, steps=30, **evaluation), "parallel.strategy=fsdp"]
-    whole = launch(*words, "--name", "whole", runs_dir=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    launcher = start(*words, "--name", "killed", runs_dir=tmp_path)
-    wait_for_step(tmp_path / "killed", 12)
-    os.kill(Processes(launcher.pid).find()["rank"][1], signal.SIGKILL)
-    _, errors = launcher.communicate(timeout=120)
-    assert launcher.returncode == 0, errors
-    events = json_lines(tmp_path / "killed/attempts/0001/events.jsonl")
-    assert [event["event"] for event in events].count("restarted") == 1
-    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
-    assert steps_of(tmp_path / "killed") == list(range(1, 31))
+    check_that_a_killed_rank_changes_nothing(
+        [*small_words(2, steps=30, **evaluation), "parallel.strategy=fsdp"], tmp_path
+    )
 
 
 def test_a_run_goes_on_under_other_strategies_and_world_sizes_with_every_sample_once(tmp_path, undisturbed):
     run = tmp_path / "run"
     first = launch(*small_words(4), "stop_after=15", "--name", "run", runs_dir=tmp_path)
     assert first.returncode == 75, first.stderr
-    for stop, ranks, spread in ((30, 2, FSDP), (45, 3, OFFLOAD), (60, 1, DDP | {"parallel.cpu_offload": "false"})):
-        words = [f"{key}={value}" for key, value in spread.items()]
+    back = SPREADS["ddp"] | {"parallel.cpu_offload": "false"}
+    for stop, ranks, settings in ((30, 2, SPREADS["fsdp"]), (45, 3, SPREADS["fsdp+offload"]), (60, 1, back)):
+        words = [f"{key}={value}" for key, value in settings.items()]
         result = launch("resume", "run", "--gpus", str(ranks), f"stop_after={stop}", *words, runs_dir=tmp_path)
         assert result.returncode == (75 if stop < 60 else 0), result.stderr
-        assert "parallel.strategy changed: " in result.stderr or spread is OFFLOAD
+        assert "parallel.strategy changed: " in result.stderr or stop == 45
     reference = undisturbed(1)
     assert digests(run)["samples"] == digests(reference)["samples"]
     assert losses(run) == pytest.approx(losses(reference), rel=10 * TOLERANCE)
@@ -184,7 +150,7 @@ def llama_words(recipe: str, folder: Path) -> list[str]:
 
 
 def test_a_4_bit_base_trains_the_same_sharded_as_on_one_rank_alone(small_llama, tmp_path):
-    offloaded = [f"{key}={value}" for key, value in OFFLOAD.items()]
+    offloaded = [f"{key}={value}" for key, value in SPREADS["fsdp+offload"].items()]
     for name, ranks, spread in (("alone", 1, []), ("sharded", 2, offloaded)):
         words = [*llama_words("llama_qlora", small_llama), *spread, "--gpus", str(ranks), "--name", name]
         result = launch(*words, runs_dir=tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -166,3 +167,20 @@ def _kind(process: Any) -> str | None:
 
 def _line(process: Any) -> str:
     return " ".join(process.cmdline())
+
+
+def check_that_a_killed_rank_changes_nothing(words: list[str], runs_dir: Path) -> subprocess.CompletedProcess[str]:
+    """Launch the words (2 ranks) twice, and kill a rank of the second run; the answer is the first launcher's."""
+    whole = launch(*words, "--name", "whole", runs_dir=runs_dir)
+    assert whole.returncode == 0, whole.stderr
+    launcher = start(*words, "--name", "killed", runs_dir=runs_dir)
+    wait_for_step(runs_dir / "killed", 12)
+    os.kill(Processes(launcher.pid).find()["rank"][1], signal.SIGKILL)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, errors
+    events = json_lines(runs_dir / "killed/attempts/0001/events.jsonl")
+    assert [event["event"] for event in events].count("restarted") == 1
+    assert digests(runs_dir / "killed") == digests(runs_dir / "whole")
+    steps = steps_of(runs_dir / "killed")
+    assert steps == steps_of(runs_dir / "whole") == list(range(1, len(steps) + 1))
+    return whole

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ from launcher.strategies import OFFLOAD, STRATEGIES
 
 PROGRAM = REPOSITORY / "tests/support/strategy_program.py"
 SECONDS = 1200
+CUT = 6  # steps before the save
+REST = 6  # steps after the restore
+TOLERANCE = 1e-5  # of losses in fp32, relative
+
+Settings = dict[str, object]
+Ranks = tuple[str, int]  # a name of SPREADS, and a world size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,23 +53,60 @@ class Result:
     trained_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """A strategy, with or without offload, under the name that tables give it."""
-
-    name: str
-    settings: dict[str, object] = field(hash=False)
-
-
-def spreads() -> list[Spread]:
-    """All of them: a strategy that joins the table of the launcher is here too."""
-    found = []
+def _spreads() -> Iterator[tuple[str, Settings]]:
     for name, strategy in STRATEGIES.items():
-        settings: dict[str, object] = {"parallel.strategy": name}
-        found.append(Spread(name=name, settings=settings))
+        settings: Settings = {"parallel.strategy": name}
+        yield name, settings
         if strategy.refusal({OFFLOAD}) is None:
-            found.append(Spread(name=f"{name}+offload", settings={**settings, "parallel.cpu_offload": "true"}))
-    return found
+            yield f"{name}+offload", {**settings, "parallel.cpu_offload": "true"}
+
+
+# Each strategy of the launcher, with and without offload.
+SPREADS = dict(_spreads())
+
+
+def word(ranks: Ranks) -> str:
+    return f"{ranks[0]}-{ranks[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Checkpoints in `folder` that the first of each pair saves after CUT steps, and the second goes on from."""
+
+    folder: Path
+    pairs: Sequence[tuple[Ranks, Ranks]]
+
+    def saves(self) -> Iterator[tuple[int, Job]]:
+        """Jobs from scratch, with their world sizes."""
+        for ranks in dict.fromkeys(saved for saved, _ in self.pairs):
+            yield ranks[1], Job(name=word(ranks), settings=SPREADS[ranks[0]], steps=CUT, target=self._store(ranks))
+
+    def restores(self) -> Iterator[tuple[int, Job]]:
+        """Jobs for after those, with their world sizes: one that only saves what it has restored, one that trains."""
+        for saved, to in self.pairs:
+            name, settings, source = self.name(saved, to), SPREADS[to[0]], self._store(saved)
+            copy = str(self.folder / name)
+            yield to[1], Job(name=f"{name} copied", settings=settings, steps=0, source=source, target=copy)
+            yield to[1], Job(name=name, settings=settings, steps=REST, source=source)
+
+    def name(self, saved: Ranks, to: Ranks) -> str:
+        """Of the job that trains."""
+        return f"{word(saved)} to {word(to)}"
+
+    def unequal_tensors(self, saved: Ranks, to: Ranks) -> list[str]:
+        """What was restored with another bit."""
+        return unequal_tensors(self._store(saved), str(self.folder / self.name(saved, to)))
+
+    def _store(self, ranks: Ranks) -> str:
+        return str(self.folder / word(ranks))
+
+
+def by_world(jobs: Iterable[tuple[int, Job]]) -> list[tuple[int, list[Job]]]:
+    """A phase for each world size."""
+    phases: dict[int, list[Job]] = {}
+    for world, job in jobs:
+        phases.setdefault(world, []).append(job)
+    return list(phases.items())
 
 
 def run_phases(folder: Path, phases: list[tuple[int, list[Job]]]) -> dict[str, Result]:
