@@ -12,7 +12,7 @@ from launcher.errors import DriftError, UsageError
 # They change how often something is looked at or kept, or who loads the data; never what is computed.
 _HARMLESS_SETTINGS = ("stop_after", "checkpoint.", "evaluation.", "data.workers")
 # They change how the same sums are cut, as another number of ranks does: same samples, other rounding.
-_ROUNDING_SETTINGS = ("parallel.", "batch.micro", "model.activation_checkpointing")
+_ROUNDING_SETTINGS = ("parallel.", "batch.micro", "model.activation_checkpointing", "deterministic")
 _MACHINE = ("python", "cpu", "gpus")
 _PLACE = ("nodes", "ranks_per_node", "has_gpus", "precision")
 _DECIDING_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")

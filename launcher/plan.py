@@ -39,10 +39,10 @@ class Plan:
 
 
 def resolve_precision(recipe: Recipe, topology: Topology) -> tuple[str, str]:
-    """The precision to compute in, and why."""
+    """The precision to compute in, and why; `auto` where the ranks have to look at their GPUs first."""
     if recipe.precision != "auto":
         return recipe.precision, "the recipe says so"
-    return ("bf16", "a GPU") if topology.has_gpus else ("fp32", "a CPU")
+    return ("auto", "bf16 where the GPU has it, else fp16") if topology.has_gpus else ("fp32", "a CPU")
 
 
 def make_plan(recipe: Recipe, topology: Topology, *, cores_per_node: int) -> Plan:

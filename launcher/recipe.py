@@ -246,6 +246,8 @@ class Recipe:
     """Everything that decides the result of a run, and nothing about the machines it runs on.
 
     steps: optimizer steps of the whole run. stop_after: stop early at this step, resumable; the schedule is unchanged.
+    deterministic: take kernels that give the same bits each time, so that an interrupted run ends with the weights of
+        an undisturbed one. Without, GPUs are faster, and operations that have no such kernel can be used.
     loss: `loss(model, batch) -> (sum of losses, number of targets)`; next-token cross-entropy if not given.
     laptop: overrides, spelled as on the command line, for a machine without a GPU.
     """
@@ -262,6 +264,7 @@ class Recipe:
     batch: Batch = field(default_factory=Batch)
     precision: Precision = "auto"
     seed: int = 0
+    deterministic: bool = True
     stop_after: int | None = None
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluation: Evaluation = field(default_factory=Evaluation)

@@ -36,7 +36,8 @@ _TRAINING_MODULES = (
     "tensorboard.summary.writer.event_file_writer",
     "omegaconf",
 )
-_PRETRAINED_MODULES = ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "peft")
+_PRETRAINED_MODULES = ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama")
+_MODULES_THAT_LOOK_AT_THE_GPU = ("peft", "bitsandbytes")  # when they are imported: the one imports the other
 
 
 def supervise(
@@ -84,7 +85,7 @@ def start_attempt(run: Run, recipe: Recipe, plan: Plan, backend: Backend, settin
         {
             "target": backend.name,
             "started": time.time(),
-            "preload": _modules_to_preload(recipe, topology.has_gpus),
+            "preload": modules_to_preload(recipe, topology.has_gpus),
             "settings": backend.settings(),
             "commits": commit_count(run),
             **settings,
@@ -109,28 +110,36 @@ def make_job(run: Run, number: int, topology: Topology) -> Job:
         run_folder=run.folder,
         folder=run.code,
         logs=run.attempt(number).logs,
-        environment={"PYTHONPATH": str(run.code), **_environment(topology)},
+        environment={"PYTHONPATH": _search_path(run), **_environment(topology)},
         topology=topology,
     )
+
+
+def _search_path(run: Run) -> str:
+    """The run's own code first; then what the user's modules or shell have put there."""
+    return os.pathsep.join(filter(None, (str(run.code), os.environ.get("PYTHONPATH"))))
 
 
 def _environment(topology: Topology) -> dict[str, str]:
     environment = {}
     if topology.nodes == 1:
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # one node talks to itself: no name resolution, no firewall
-    if not topology.has_gpus:
+    if topology.has_gpus:
+        # Without it cuBLAS may add up in another order each time (cuBLAS manual, "Results reproducibility").
+        environment["CUBLAS_WORKSPACE_CONFIG"] = os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    else:
         environment["DS_ACCELERATOR"] = "cpu"  # DeepSpeed would look for another one, and complain of not finding any
         # OpenMP threads that spin while they wait slow training 3 to 20 times as soon as another process wants a core.
         environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
     return environment
 
 
-def _modules_to_preload(recipe: Recipe, has_gpus: bool) -> list[str]:
+def modules_to_preload(recipe: Recipe, has_gpus: bool) -> list[str]:
     modules = [*_TRAINING_MODULES, STRATEGIES[recipe.parallel.strategy].module]
     if recipe.model.name is not None:
         modules += _PRETRAINED_MODULES
-    if recipe.quantize != "none" and not has_gpus:  # bitsandbytes looks at the GPU when it is imported
-        modules.append("bitsandbytes")
+    if recipe.adapter is not None and not has_gpus:
+        modules += _MODULES_THAT_LOOK_AT_THE_GPU
     return modules
 
 

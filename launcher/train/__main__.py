@@ -35,6 +35,7 @@ from launcher.train.failures import Failure, first_failure, first_of
 from launcher.train.grace import Grace, leave_in_time
 from launcher.train.nodes import NodeLost, Nodes, own_address
 from launcher.train.rank import FINISHED
+from launcher.train.stores import Stores
 from launcher.train.watchdog import Watchdog
 
 RESTARTS_WITHOUT_COMMIT = 3
@@ -101,11 +102,12 @@ def _run_until_it_ends(run: Run, attempt: Attempt, notice: Notice, nodes: Nodes)
     record = attempt.record()
     watchdog = Watchdog(attempt, nodes, record["ranks_per_node"], record["hang_seconds"])
     judge = _Judge(run, attempt, notice)
+    stores = Stores()
     restart, fruitless = 0, 0
     while True:
         nodes.begin()
         with watchdog.watch(restart, fruitless):
-            failure = _run_ranks(run, attempt, restart, nodes, record["ranks_per_node"], watchdog.pulses)
+            failure = _run_ranks(run, attempt, restart, nodes, stores, record["ranks_per_node"], watchdog.pulses)
         if watchdog.has_ended_ranks:
             failure = watchdog.failure
         if failure is not None:
@@ -164,10 +166,10 @@ def _failed(failure: Failure, fruitless: int) -> Outcome:
 
 
 def _run_ranks(
-    run: Run, attempt: Attempt, restart: int, nodes: Nodes, ranks_per_node: int, pulses: str
+    run: Run, attempt: Attempt, restart: int, nodes: Nodes, stores: Stores, ranks_per_node: int, pulses: str
 ) -> Failure | None:
     """Run all ranks of this node once: the first failure, or None when the attempt has ended well."""
-    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -175,12 +177,12 @@ def _run_ranks(
 
     from launcher.train.rank import main as rank_main
 
-    stores: list[TCPStore] = []
+    made: list[Any] = []
 
     def make_store() -> dict[str, Any]:
-        # A new one on a free port; elastic and the ranks share it. (Its c10d rendezvous sleeps up to 0.3 s at random.)
-        stores.append(TCPStore(nodes.address, 0, is_master=True, wait_for_workers=False, multi_tenant=True))
-        return {"endpoint": f"{nodes.address}:{stores[0].port}"}
+        # Elastic and the ranks share it. (Elastic's c10d rendezvous sleeps up to 0.3 s at random.)
+        made.append(stores.make(nodes.address))
+        return {"endpoint": f"{nodes.address}:{made[0].port}"}
 
     config = LaunchConfig(
         min_nodes=nodes.count,

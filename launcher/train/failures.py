@@ -27,6 +27,7 @@ from launcher.errors import LaunchError, RunFailed
 from launcher.runs import Attempt, read_json, write_json
 
 _PEER_LOST = re.compile(r"/gloo/|NCCL|Connection (closed|reset|refused)|Broken pipe")
+_NOT_DETERMINISTIC = re.compile(r"^(\S+) does not have a deterministic implementation")
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ?[^)]*\) (exited|is killed)")
 
 
@@ -96,6 +97,9 @@ def _classify(error: BaseException) -> tuple[str, str]:
     if isinstance(error, RuntimeError):
         if isinstance(error, DistError):
             return "peer", f"lost the other ranks: {text[:200]}"
+        if found := _NOT_DETERMINISTIC.search(text):
+            remedy = "use deterministic=false, and a run that is killed may end with other weights"
+            return "usage", f"the operation {found[1]} has no deterministic kernel; {remedy}"
         if found := _WORKER_DIED.search(text):
             return "worker", f"a data worker died: {found[0]} (was it out of memory, or is /dev/shm full?)"
         if _PEER_LOST.search(text):

@@ -36,7 +36,7 @@ from launcher.train.engines import Batch, Engine, make_engine
 from launcher.train.grace import Grace
 from launcher.train.metrics import Metrics
 from launcher.train.models import LoadedModel, base_digest, load_model
-from launcher.train.precision import LossScale
+from launcher.train.precision import LossScale, settle_precision
 from launcher.train.pulse import Phase, Pulse
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -158,13 +158,14 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     recipe = loading.load_frozen(run.config).recipe
     plan = _plan_of(recipe, record)
     torch.set_num_threads(plan.threads_per_rank)
-    device = _join_ranks(plan)
+    device = _join_ranks(plan, is_deterministic=recipe.deterministic)
+    precision = settle_precision(record["precision"], device)
     rank = dist.get_rank()
     store = open_store(run.checkpoints)
     claim = _claim(store, run, attempt, agent=agent, is_takeover=record["takeover"]) if rank == 0 else None
-    model = load_model(recipe, device, record["precision"], restores=any_rank(_has_commit(claim), device))
+    model = load_model(recipe, device, precision, restores=any_rank(_has_commit(claim), device))
     trainable, total = model.count()  # now: sharding loses how much the bytes of 4-bit weights stand for
-    engine = make_engine(recipe, plan, model.module, device, record["precision"])
+    engine = make_engine(recipe, plan, model.module, device, precision)
     channel = _open_channel(f"{attempt.number}/{restart}")
     saver = Saver(
         store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks,
@@ -178,7 +179,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         events=attempt.open_events(),
     )  # fmt: skip
     if restart == 0:
-        session.report("model", trainable=trainable, total=total, device=str(device), precision=record["precision"])
+        session.report("model", trainable=trainable, total=total, device=str(device), precision=precision)
     state = engine.state()
     restored = restore(
         store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks, state=state
@@ -216,15 +217,16 @@ def _plan_of(recipe: Recipe, record: dict[str, Any]) -> Plan:
     )
 
 
-def _join_ranks(plan: Plan) -> torch.device:
+def _join_ranks(plan: Plan, *, is_deterministic: bool) -> torch.device:
+    # Not to warn only: attention then takes kernels that add up in another order each time.
+    torch.use_deterministic_algorithms(is_deterministic)
+    # A debugging aid that writes all new memory twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if plan.topology.has_gpus:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=COLLECTIVE_TIMEOUT, device_id=device)
         return device
-    torch.use_deterministic_algorithms(True)
-    # A debugging aid that writes all new memory twice.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
     return torch.device("cpu")
 

@@ -31,7 +31,8 @@ def test_settings_that_compute_nothing_may_change(key):
 
 
 @pytest.mark.parametrize(
-    "key", ["parallel.strategy", "parallel.cpu_offload", "batch.micro", "model.activation_checkpointing"]
+    "key",
+    ["parallel.strategy", "parallel.cpu_offload", "batch.micro", "model.activation_checkpointing", "deterministic"],
 )
 def test_how_the_same_sums_are_cut_may_change_as_the_number_of_ranks_may(key):
     assert check(compare_settings({key: 1}, {key: 2}), []) == [f"{key} changed: 1 -> 2"]

@@ -109,6 +109,7 @@ _NO_NUMBER = ("abc", "[1]", "{a: 1}", "1 2", "0x", "--5", "é", "${steps}", "1e"
 FIELDS: dict[str, tuple[str, ...]] = {
     "steps": ("0", "-1", "3.5", "nan", "inf", "null", "true", "9" * 30, *_NO_NUMBER),
     "stop_after": ("0", "-1", "11", "3.5", "nan", "inf", "true", *_NO_NUMBER),
+    "deterministic": ("maybe", "null", "2.5"),
     "seed": ("-1", "1.5", "nan", "null", "9223372036854775808", *_NO_NUMBER),
     "batch.size": ("0", "-4", "1.5", "inf", "null", *_NO_NUMBER),
     "batch.micro": ("0", "-4", "1.5", "nan", "null", *_NO_NUMBER),

@@ -49,6 +49,14 @@ def takes_all_memory(model, batch):
         taken.append(b"1" * 2**26)
 
 
+def not_deterministic(model, batch):
+    import torch
+
+    loss, count = squared_error(model, batch)
+    torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+    return loss, count
+
+
 def dies(model, batch):
     import os
 
@@ -78,5 +86,6 @@ MISSING = replace(RECIPE, loss=missing_file)
 OWN_ERROR = replace(RECIPE, loss=own_error)
 MEMORY = replace(RECIPE, loss=out_of_memory)
 GREEDY = replace(RECIPE, loss=takes_all_memory)
+NOT_DETERMINISTIC = replace(RECIPE, loss=not_deterministic)
 DIES = replace(RECIPE, loss=dies)
 WORKER = replace(RECIPE, loss=kills_its_data_worker, data=Data(build=line_examples, workers=1))
