@@ -68,7 +68,7 @@ class NotExclusive(CheckpointError):
     def __init__(self, url: str) -> None:
         super().__init__(
             f"{url} cannot create a file exclusively, so two launchers could destroy each other's checkpoints;"
-            " use a local or NFS folder"
+            " use a folder, or a bucket of a service that can"
         )
 
 

@@ -9,8 +9,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from checkpoints.errors import NotExclusive, StoreError
+from checkpoints.errors import NotExclusive, OutcomeUnknown, StoreError
 
+_PROBES = 3
+OBJECT_SCHEMES = ("s3", "gs", "az")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _KEY = re.compile(rf"(?:{_NAME}/){{0,7}}{_NAME}")
 
@@ -30,7 +32,10 @@ class Store(Protocol):
     crosses_processes: bool  # whether another process that opens the same URL sees the same keys
 
     def create(self, key: str, data: bytes) -> Created:
-        """Store all of `data` under a key that nobody has; of any number of callers exactly one gets OK."""
+        """Store all of `data` under a key that nobody has; of any number of callers at most one gets OK.
+
+        Who gets EXISTS may have stored it nevertheless, if a reply was lost: what is there tells.
+        """
 
     def put(self, key: str, blocks: Iterable[memoryview]) -> None:
         """Store the blocks, one after the other, under a fresh key; they are durable when this returns.
@@ -60,7 +65,7 @@ def check_key(key: str) -> str:
 
 
 def open_store(url: str) -> Store:
-    """The store at a path, a `file://` URL or a `memory://` URL (which lives as long as this process)."""
+    """The store at a path or URL: `file://`, `s3://`, `gs://`, `az://`, `memory://` (as long as this process lives)."""
     scheme, separator, rest = url.partition("://")
     if not separator or (scheme == "file" and rest.startswith("/")):
         from checkpoints.posix_store import PosixStore
@@ -70,15 +75,27 @@ def open_store(url: str) -> Store:
         from checkpoints.memory_store import memory_store
 
         return memory_store(url)
-    raise StoreError("open", ascii(url), "not supported; use a path, file:///path or memory://name")
+    if scheme in OBJECT_SCHEMES:
+        from checkpoints.object_store import ObjectStore
+
+        return ObjectStore(url)
+    raise StoreError("open", ascii(url), "not supported; use a path, s3://bucket/prefix, gs://... or az://...")
 
 
 def probe(store: Store) -> None:
-    """Prove that the store creates exclusively. Raises NotExclusive when a second writer of a key is not told."""
-    key = f"log/probe-{uuid.uuid4().hex}"
-    try:
-        first, second = store.create(key, b"first"), store.create(key, b"second")
-    finally:
-        store.delete(key)
-    if first is Created.EXISTS or second is not Created.EXISTS:
-        raise NotExclusive(store.url)
+    """Prove that the store creates exclusively.
+
+    Raises NotExclusive when a second writer of a key is not told, and OutcomeUnknown when the store does not answer.
+    """
+    for _ in range(_PROBES):
+        key = f"log/probe-{uuid.uuid4().hex}"
+        try:
+            store.create(key, b"first")
+            second = store.create(key, b"second")
+        finally:
+            store.delete(key)
+        if second is Created.EXISTS:
+            return
+        if second is Created.OK:
+            raise NotExclusive(store.url)
+    raise OutcomeUnknown("probe", key)  # replies that are lost prove nothing

@@ -29,11 +29,19 @@ def main(command: list[str]) -> int:
                 env={**os.environ, **notice.environment()},
                 preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),
             )
+        _watch_cloud(notice)
         code = child.wait()
     if code < 0:
         print(f"the trainer on this node was ended by {signal.Signals(-code).name}", file=sys.stderr)
         return 128 - code  # as a shell tells it
     return code
+
+
+def _watch_cloud(notice: Notice) -> None:
+    from cluster.interruption import this_cloud, watch_cloud  # not above: the handlers of signals come first
+
+    if (cloud := this_cloud()) is not None:
+        watch_cloud(cloud, notice)
 
 
 if __name__ == "__main__":

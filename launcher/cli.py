@@ -224,6 +224,12 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", metavar="RUN", help="the run's name; an existing one is resumed (default: made from the recipe's)"
     )
+    parser.add_argument(
+        "--checkpoints",
+        metavar="URL",
+        help="where a new run keeps its checkpoints: a bucket, as s3://BUCKET/PREFIX, gs://... or az://..., or a "
+        "folder (default: in the run folder)",
+    )
 
 
 def _resume(parser: argparse.ArgumentParser) -> None:

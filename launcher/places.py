@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 
+from checkpoints.store import OBJECT_SCHEMES
 from launcher.errors import UsageError
+
+_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*/?")
 
 
 def runs_dir(flag: str | None) -> Path:
@@ -18,6 +22,17 @@ def runs_dir(flag: str | None) -> Path:
     if separator and scheme != "file":
         raise UsageError(f"--runs-dir {text} is not on this machine; use a path or file://PATH")
     return Path(rest if separator else text).expanduser().absolute()
+
+
+def store_url(flag: str, name: str) -> str:
+    """Where the checkpoints of the run `name` lie, from `--checkpoints`: a bucket's URL, or a folder's path."""
+    scheme, separator, rest = flag.partition("://")
+    if separator and scheme in OBJECT_SCHEMES and _PREFIX.fullmatch(rest):
+        return f"{flag.rstrip('/')}/{name}"
+    if separator or "\0" in flag or not flag or flag.startswith(tuple(f"{name}:" for name in OBJECT_SCHEMES)):
+        schemes = " or ".join(f"{scheme}://BUCKET/PREFIX" for scheme in OBJECT_SCHEMES)
+        raise UsageError(f"--checkpoints {flag!r} is no place for checkpoints; use a folder, or {schemes}")
+    return str(Path(flag).expanduser().absolute() / name)
 
 
 def word_for(run: Path) -> str:

@@ -13,7 +13,7 @@ attempts/0001/pace/          how fast the ranks are, one file per node
 attempts/0001/leader.json    where the agents of other nodes find the first one; for its user alone
 slurm/                       what was submitted to Slurm, and what the batch script printed
 metrics.jsonl, tensorboard/  one record per step
-checkpoints/                 the commit log and the saves
+checkpoints/                 the commit log and the saves, if run.json does not say that they are elsewhere
 """
 
 from __future__ import annotations
@@ -293,7 +293,8 @@ class Run:
     @property
     def checkpoints(self) -> str:
         """The URL of the checkpoint store."""
-        return str(self.folder / "checkpoints")
+        record = read_json(self.folder / "run.json", {"checkpoints": str}) or {}
+        return str(record.get("checkpoints", self.folder / "checkpoints"))
 
     def record(self) -> dict[str, Any]:
         path = self.folder / "run.json"

@@ -19,7 +19,8 @@ ARROWS = {
     "cluster": {"cluster"},
     "checkpoints": {"checkpoints"},
 }
-HEAVY = ("launcher/train/", "checkpoints/saver.py", "checkpoints/restorer.py", "checkpoints/flat_shard.py")
+_HEAVY_CHECKPOINTS = ("saver", "restorer", "flat_shard", "object_store")
+HEAVY = ("launcher/train/", *(f"checkpoints/{name}.py" for name in _HEAVY_CHECKPOINTS))
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 

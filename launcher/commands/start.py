@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from launcher import loading
-from launcher.places import runs_dir
+from launcher.errors import UsageError
+from launcher.places import runs_dir, store_url
 from launcher.plan import make_plan
 from launcher.runs import Attempt, Run, check_run_name, find_run
 from launcher.targets import Target, choose_target
@@ -29,6 +30,7 @@ def train(arguments: argparse.Namespace) -> int:
     from launcher.commands.train import carry_on, start
 
     if (run.folder / "run.json").exists():
+        _refuse_another_place(run, arguments.checkpoints)
         frozen = loading.relocated(resolved, root_of(Path(resolved.source)), run.code)
         return carry_on(run, frozen, plan, target.backend, arguments)
     return start(run, resolved, plan, target.backend, arguments)
@@ -49,6 +51,12 @@ def resume(arguments: argparse.Namespace) -> int:
     from launcher.commands.train import carry_on
 
     return carry_on(run, resolved, plan, target.backend, arguments)
+
+
+def _refuse_another_place(run: Run, checkpoints: str | None) -> None:
+    if checkpoints is not None and run.checkpoints != store_url(checkpoints, run.name):
+        remedy = "leave the flag out to resume it, or choose another --name"
+        raise UsageError(f"--checkpoints {checkpoints}: those of {run.name} are in {run.checkpoints}; {remedy}")
 
 
 def _target(arguments: argparse.Namespace, before: Attempt | None) -> Target:

@@ -7,14 +7,14 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from checkpoints.errors import OwnerAlive
 from checkpoints.log import CommitLog
 from checkpoints.owner import owner_is_alive
-from checkpoints.store import open_store
+from checkpoints.store import open_store, probe
 from cluster.backend import Backend, backend_named
 from cluster.job import JobState, Submission
 from launcher import loading
@@ -32,7 +32,7 @@ from launcher.drift import (
 from launcher.environment import environment
 from launcher.errors import UsageError
 from launcher.overrides import flatten
-from launcher.places import word_for
+from launcher.places import store_url, word_for
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
 from launcher.runs import FORMAT, Attempt, Outcome, Run, write_json
@@ -49,7 +49,8 @@ def start(run: Run, resolved: loading.Resolved, plan: Plan, backend: Backend, ar
     if arguments.dry_run:
         return _show(submission, run, resolved, plan)
     backend.check(submission)
-    _create_run(run, resolved)
+    elsewhere = arguments.checkpoints and _free_place(arguments.checkpoints, run.name)
+    _create_run(run, resolved, elsewhere)
     return _run(run, resolved, plan, backend, arguments, is_takeover=arguments.takeover)
 
 
@@ -61,7 +62,16 @@ def _show(submission: Submission, run: Run, resolved: loading.Resolved, plan: Pl
     return 0
 
 
-def _create_run(run: Run, resolved: loading.Resolved) -> None:
+def _free_place(parent: str, name: str) -> str:
+    """Where the checkpoints of a new run lie below a URL. Raises UsageError when there are some, CheckpointError."""
+    store = open_store(store_url(parent, name))
+    probe(store)
+    if store.list("log/"):
+        raise UsageError(f"--checkpoints {parent}: {store.url} has those of another run; choose another --name")
+    return store.url
+
+
+def _create_run(run: Run, resolved: loading.Resolved, checkpoints: str | None) -> None:
     """Freeze recipe and code. The folder gets its name last: it is a whole run, or it is not there."""
     if run.folder.exists():
         raise UsageError(f"{run.folder} exists and is not a run; choose another --name")
@@ -78,15 +88,15 @@ def _create_run(run: Run, resolved: loading.Resolved) -> None:
     if tree.left_out:
         say(f"left out of the code snapshot: {', '.join(tree.left_out)}")
     loading.freeze(resolved, tree.root, staging.config)
-    _write_record(staging, resolved, run.name)
+    _write_record(staging, resolved, {"run": run.name} | ({"checkpoints": checkpoints} if checkpoints else {}))
     synchronize(staging.folder)  # checkpoints outlive a crash of the machine, so the code that can go on with them must
     os.rename(staging.folder, run.folder)
     synchronize(run.folder.parent)
 
 
-def _write_record(run: Run, resolved: loading.Resolved, name: str) -> None:
-    record = {"format": FORMAT, "run": name, "recipe": resolved.source, "steps": resolved.recipe.steps}
-    write_json(run.folder / "run.json", record)
+def _write_record(run: Run, resolved: loading.Resolved, before: Mapping[str, object]) -> None:
+    now = {"format": FORMAT, "recipe": resolved.source, "steps": resolved.recipe.steps}
+    write_json(run.folder / "run.json", {**before, **now})
 
 
 def carry_on(run: Run, resolved: loading.Resolved, plan: Plan, backend: Backend, arguments: argparse.Namespace) -> int:
@@ -110,7 +120,7 @@ def carry_on(run: Run, resolved: loading.Resolved, plan: Plan, backend: Backend,
         return _show(submission, run, resolved, plan)
     backend.check(submission)
     loading.freeze(resolved, run.code, run.config)
-    _write_record(run, resolved, run.name)
+    _write_record(run, resolved, run.record())
     return _run(run, resolved, plan, backend, arguments, is_takeover=arguments.takeover or is_over)
 
 

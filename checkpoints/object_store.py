@@ -1,0 +1,121 @@
+"""A store in a bucket of S3, Google Cloud Storage or Azure, or of anything that speaks one of their protocols."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+
+from checkpoints.errors import KeyMissing, StoreError, StoreUnwritable, one_line
+from checkpoints.store import Created, check_key
+
+REQUEST_SECONDS = 60.0
+RETRIES = 8
+RETRY_SECONDS = 180.0
+_PART_BYTES = 16 * 2**20  # S3 takes up to 10,000 parts: 156 GiB of one rank (S3 user guide, "Multipart upload limits")
+_PARTS_AT_ONCE = 4
+_SERVER_SAYS = re.compile(r"status code: (\d+ [A-Z][A-Za-z ]+)(?:.*?<Code>(\w+)</Code>)?", re.DOTALL)
+_DENIED = (PermissionDeniedError, UnauthenticatedError)
+
+
+class ObjectStore:
+    """Keys are objects below a `scheme://bucket/prefix` URL, whose bucket is there.
+
+    Credentials, region and endpoint are those of the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` and the like)
+    or of the machine. A request that fails in passing is tried again.
+    """
+
+    crosses_processes = True
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        is_plain = any(os.environ.get(name, "").startswith("http://") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT"))
+        with _translated("open", url):
+            self._bucket: Any = obstore.store.from_url(
+                self.url,
+                client_options={
+                    "timeout": timedelta(seconds=REQUEST_SECONDS),
+                    "connect_timeout": timedelta(seconds=REQUEST_SECONDS / 6),
+                    "allow_http": is_plain,
+                },
+                retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
+            )
+
+    def create(self, key: str, data: bytes) -> Created:
+        try:
+            obstore.put(self._bucket, check_key(key), data, mode="create", use_multipart=False)
+        except (AlreadyExistsError, PreconditionError):
+            return Created.EXISTS  # our own, maybe, if the reply to an earlier try was lost
+        except _DENIED as error:
+            raise StoreUnwritable("create", key, _reason(error)) from error
+        except BaseError:
+            return Created.UNKNOWN
+        return Created.OK
+
+    def put(self, key: str, blocks: Iterable[memoryview]) -> None:
+        with _translated("put", check_key(key)):
+            # An upload that is broken off, by an exception of the blocks for instance, never becomes an object.
+            obstore.put(
+                self._bucket,
+                key,
+                iter(blocks),
+                use_multipart=True,
+                chunk_size=_PART_BYTES,
+                max_concurrency=_PARTS_AT_ONCE,
+            )
+
+    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+        with _translated("get", check_key(key)):
+            size = int(obstore.head(self._bucket, key)["size"])
+            end = size if length is None else min(size, start + length)
+            if start >= end:
+                return b""
+            return bytes(obstore.get_range(self._bucket, key, start=start, end=end))
+
+    def read_back(self, key: str, part_bytes: int) -> Iterator[memoryview]:
+        with _translated("read back", check_key(key)):
+            size = int(obstore.head(self._bucket, key)["size"])
+            for start in range(0, size, part_bytes):
+                yield memoryview(obstore.get_range(self._bucket, key, start=start, end=min(size, start + part_bytes)))
+
+    def list(self, prefix: str) -> dict[str, int]:
+        with _translated("list", prefix):
+            return {item["path"]: item["size"] for page in obstore.list(self._bucket, prefix) for item in page}
+
+    def delete(self, key: str) -> None:
+        with suppress(KeyMissing), _translated("delete", check_key(key)):
+            obstore.delete(self._bucket, key)
+
+
+@contextmanager
+def _translated(operation: str, key: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise StoreError(operation, key, "the bucket is not there; make it first") from error
+        raise KeyMissing(operation, key) from error
+    except _DENIED as error:
+        raise StoreUnwritable(operation, key, _reason(error)) from error
+    except BaseError as error:
+        raise StoreError(operation, key, _reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the server says, or what became of the connection, in one line."""
+    text = str(error).partition("Debug source:")[0]
+    if said := _SERVER_SAYS.search(text):
+        return " ".join(filter(None, said.groups())).strip()
+    return one_line(text)[:300]
