@@ -224,6 +224,16 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", metavar="RUN", help="the run's name; an existing one is resumed (default: made from the recipe's)"
     )
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=A,B",
+        help="a run for each value, named NAME-0, NAME-1, ...; several sweeps give all combinations",
+    )
+    parser.add_argument(
+        "--seeds", type=_positive, metavar="N", help="a run for each of N seeds, from the recipe's seed on"
+    )
 
 
 def _resume(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
@@ -16,6 +16,8 @@ FOLDER = "slurm"  # of a run: what is submitted, and what the batch script print
 
 # By these a run has ended, and need not be started again: see the exit codes of `launch`.
 _FINAL_CODES = "0|1|2|4|93"
+
+_MISSING = "is not visible on this node; --runs-dir must be on a file system that all share"
 
 _END = f"""\
 code=$?
@@ -36,34 +38,53 @@ def cpus_per_node(settings: SlurmSettings, *, ranks_per_node: int, has_gpus: boo
     return ranks_per_node * (settings.cpus_per_rank or (CPUS_PER_GPU if has_gpus else 1))
 
 
-def batch_script(job: Job, settings: SlurmSettings) -> str:
-    """One task per node, which submitit hands the payload."""
-    for path in (job.run_folder, job.folder, job.logs, Path(sys.executable)):
+def batch_script(jobs: Sequence[Job], settings: SlurmSettings) -> str:
+    """One task per node, which submitit hands the payload. Several jobs are an array, and differ in their run alone."""
+    job = jobs[0]
+    for path in (*(job.run_folder for job in jobs), Path(sys.executable)):
         if not str(path).isprintable() or set(str(path)) & {"\\", "%"}:
             raise ClusterError(f"{str(path)!r} has a character that Slurm cannot have in a path; use another folder")
     topology = job.topology
     cpus = cpus_per_node(settings, ranks_per_node=topology.ranks_per_node, has_gpus=topology.has_gpus)
-    folder, code = job.run_folder / FOLDER, shlex.quote(str(job.folder))
-    missing = f"launch: {job.folder} is not visible on this node; --runs-dir must be on a file system that all share"
+    options = [*_options(job, settings, cpus), *([f"--array=0-{len(jobs) - 1}"] if len(jobs) > 1 else [])]
     task = [
         "srun", "--unbuffered", "--open-mode=append", "--kill-on-bad-exit=0", "--wait=60", f"--cpus-per-task={cpus}",
-        f"--output={job.logs}/node-%t.log",
-        sys.executable, "-u", "-m", "submitit.core._submit", str(folder),
     ]  # fmt: skip
+    python = [sys.executable, "-u", "-m", "submitit.core._submit"]
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in _options(job, settings, cpus)),
+        *(f"#SBATCH {option}" for option in [*options, *settings.lines]),
         "",
-        f"cd {code} || {{ scontrol update jobid=$SLURM_JOB_ID comment={shlex.quote(missing)}; exit 2; }}",
-        f"exec >>{shlex.quote(str(folder / 'batch.log'))} 2>&1",
+        *_choice_of_run([job.run_folder for job in jobs]),
+        f'code="$run_folder"/{job.folder.relative_to(job.run_folder)}',
+        f'missing="launch: $code {_MISSING}"',
+        'cd "$code" || { scontrol update jobid=$SLURM_JOB_ID comment="$missing"; exit 2; }',
+        f'exec >>"$run_folder"/{FOLDER}/batch.log 2>&1',
         # Without it bash would die of the signal that tells of the end, and the ranks of bash's death.
         "trap : TERM",
         *settings.setup,
-        *(f"export {name}={shlex.quote(value)}" for name, value in sorted(job.environment.items())),
-        "export SUBMITIT_EXECUTOR=slurm",
-        shlex.join(task),
+        *_exports(job.environment),
+        f'{shlex.join(task)} --output="$run_folder"/{FOLDER}/node-%t.log {shlex.join(python)} "$run_folder"/{FOLDER}',
     ]
     return "\n".join(lines) + "\n" + _END
+
+
+def _choice_of_run(folders: Sequence[Path]) -> Iterator[str]:
+    quoted = [shlex.quote(str(folder)) for folder in folders]
+    if len(quoted) == 1:
+        yield f"run_folder={quoted[0]}"
+    else:
+        yield f"run_folders=({' '.join(quoted)})"
+        yield "run_folder=${run_folders[SLURM_ARRAY_TASK_ID]}"
+
+
+def _exports(environment: Mapping[str, str]) -> Iterator[str]:
+    others = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    for name, value in sorted(others.items()):
+        yield f"export {name}={shlex.quote(value)}"
+    before = environment.get("PYTHONPATH")
+    yield 'export PYTHONPATH="$code"' + (f":{shlex.quote(before)}" if before else "")
+    yield "export SUBMITIT_EXECUTOR=slurm"
 
 
 def _options(job: Job, settings: SlurmSettings, cpus: int) -> Iterator[str]:
@@ -88,4 +109,3 @@ def _options(job: Job, settings: SlurmSettings, cpus: int) -> Iterator[str]:
     yield "--requeue"
     yield "--open-mode=append"
     yield "--output=/dev/null"  # the run folder may be missing on the node, and then nothing would tell of it
-    yield from settings.lines
