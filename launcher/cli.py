@@ -16,9 +16,10 @@ EPILOG = """\
 commands:
   launch RECIPE [KEY=VALUE ...]        train; --name of an earlier run resumes it
   launch resume RUN [KEY=VALUE ...]    carry on at the newest intact checkpoint
-  launch status RUN                    state, step and attempts
+  launch RECIPE --sweep KEY=A,B        a group of runs; also with --seeds N
+  launch status RUN|GROUP              state, step and attempts
   launch logs RUN [-f]                 what a rank prints
-  launch cancel RUN                    save, stop, and do not start again
+  launch cancel RUN|GROUP              save, stop, and do not start again
   launch show RECIPE [KEY=VALUE ...]   the resolved recipe as YAML, with the origin of each value
   launch ls                            the recipes that ship, and the runs here
   launch checkpoints ls|verify|digest|pin|unpin|export RUN
@@ -256,7 +257,7 @@ def _ls(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run's name or folder")
+    parser.add_argument("run", help="the name or folder of a run, or of a group")
     _add_runs_dir(parser)
     _add_json(parser)
 
@@ -269,7 +270,7 @@ def _logs(parser: argparse.ArgumentParser) -> None:
 
 
 def _cancel(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run's name or folder")
+    parser.add_argument("run", help="the name or folder of a run, or of a group")
     _add_runs_dir(parser)
 
 

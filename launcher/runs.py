@@ -1,6 +1,6 @@
 """The run folder: the only code that knows its file names.
 
-run.json                     the run's id, format and recipe
+run.json                     the run's id, format and recipe, and its group if it has one
 config.yaml                  the frozen recipe, with the origin of each value
 code/                        the code that the run uses
 attempts/0001/attempt.json   where this attempt runs, and who owns it

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.job import Job
+from cluster.slurm import container
 from cluster.slurm.settings import SlurmSettings
 
 CPUS_PER_GPU = 4
@@ -47,10 +48,9 @@ def batch_script(jobs: Sequence[Job], settings: SlurmSettings) -> str:
     topology = job.topology
     cpus = cpus_per_node(settings, ranks_per_node=topology.ranks_per_node, has_gpus=topology.has_gpus)
     options = [*_options(job, settings, cpus), *([f"--array=0-{len(jobs) - 1}"] if len(jobs) > 1 else [])]
-    task = [
-        "srun", "--unbuffered", "--open-mode=append", "--kill-on-bad-exit=0", "--wait=60", f"--cpus-per-task={cpus}",
-    ]  # fmt: skip
-    python = [sys.executable, "-u", "-m", "submitit.core._submit"]
+    if settings.container is not None:
+        container.check_mountable(job.run_folder for job in jobs)
+    exports = _exports(job.environment)
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in [*options, *settings.lines]),
@@ -63,10 +63,19 @@ def batch_script(jobs: Sequence[Job], settings: SlurmSettings) -> str:
         # Without it bash would die of the signal that tells of the end, and the ranks of bash's death.
         "trap : TERM",
         *settings.setup,
-        *_exports(job.environment),
-        f'{shlex.join(task)} --output="$run_folder"/{FOLDER}/node-%t.log {shlex.join(python)} "$run_folder"/{FOLDER}',
+        *(f"export {name}={text}" for name, text in exports.items()),
+        _task(settings, cpus, list(exports), has_gpus=topology.has_gpus),
     ]
     return "\n".join(lines) + "\n" + _END
+
+
+def _task(settings: SlurmSettings, cpus: int, names: Sequence[str], *, has_gpus: bool) -> str:
+    """The line that starts the tasks; `names` are the variables that they need."""
+    srun = f"srun --unbuffered --open-mode=append --kill-on-bad-exit=0 --wait=60 --cpus-per-task={cpus}"
+    output = f'--output="$run_folder"/{FOLDER}/node-%t.log'
+    python = f"{shlex.quote(settings.python or sys.executable)} -u -m submitit.core._submit"
+    before = container.command_before(settings, names, has_gpus=has_gpus)
+    return f'{srun} {output}{container.options_of_srun(settings)} {before}{python} "$run_folder"/{FOLDER}'
 
 
 def _choice_of_run(folders: Sequence[Path]) -> Iterator[str]:
@@ -78,13 +87,11 @@ def _choice_of_run(folders: Sequence[Path]) -> Iterator[str]:
         yield "run_folder=${run_folders[SLURM_ARRAY_TASK_ID]}"
 
 
-def _exports(environment: Mapping[str, str]) -> Iterator[str]:
-    others = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
-    for name, value in sorted(others.items()):
-        yield f"export {name}={shlex.quote(value)}"
-    before = environment.get("PYTHONPATH")
-    yield 'export PYTHONPATH="$code"' + (f":{shlex.quote(before)}" if before else "")
-    yield "export SUBMITIT_EXECUTOR=slurm"
+def _exports(environment: Mapping[str, str]) -> dict[str, str]:
+    """The values as the shell is told them, by name."""
+    exports = {name: shlex.quote(value) for name, value in sorted(environment.items())}
+    before = exports.pop("PYTHONPATH", "")
+    return {**exports, "PYTHONPATH": f'"$code"{":" if before else ""}{before}', "SUBMITIT_EXECUTOR": "slurm"}
 
 
 def _options(job: Job, settings: SlurmSettings, cpus: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -103,6 +104,30 @@ def test_gpus_are_asked_for_as_the_settings_spell_it():
     assert "--cpus-per-task=8" in options(text)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"container_mounts": ["/data", "/home:/home:ro"]},
+            '--container-image=nvcr.io#nvidia/pytorch:25.01-py3 --container-mounts="$run_folder":"$run_folder",'
+            '/data:/data,/home:/home:ro --container-workdir="$code" env PYTHONPATH="$PYTHONPATH" '
+            'SUBMITIT_EXECUTOR="$SUBMITIT_EXECUTOR" /opt/bin/python -u -m',
+        ),
+        (
+            {"container_runtime": "apptainer"},
+            'apptainer exec --nv --bind "$run_folder":"$run_folder" --pwd "$code" nvcr.io#nvidia/pytorch:25.01-py3 '
+            'env PYTHONPATH="$PYTHONPATH" SUBMITIT_EXECUTOR="$SUBMITIT_EXECUTOR" /opt/bin/python -u -m',
+        ),
+    ],
+)
+def test_tasks_run_in_a_container_that_sees_the_run(settings, said):
+    image = {"container": "nvcr.io#nvidia/pytorch:25.01-py3", "python": "/opt/bin/python"}
+    job = replace(JOB, environment={})
+    assert f'/node-%t.log {said} submitit.core._submit "$run_folder"/slurm\n' in script(job, **image, **settings)
+    with pytest.raises(ClusterError, match="cannot be mounted"):
+        script(replace(JOB, run_folder=Path("/a,b"), folder=Path("/a,b/code")), **image)
+
+
 def test_a_script_does_not_grow_with_the_nodes():
     many = replace(JOB, topology=replace(JOB.topology, nodes=2048))
     assert len(script(many)) == len(script()) + 3
@@ -157,6 +182,7 @@ def test_a_path_that_slurm_would_change_is_refused(path):
 HOSTILE = ("$(id)", "a\nb", "`id`", "a;b", "'", '"', "#", "\\", "a b", "\x85", "\u2028")
 WORDS = st.text(max_size=20) | st.sampled_from(HOSTILE)
 FREE = ("account", "partition", "qos", "constraint", "reservation", "exclude", "time", "memory", "gpu_type")
+IN_THE_TASK = ("python", "container", "container_mounts")
 
 
 @given(name=st.sampled_from(FREE), value=WORDS)
@@ -173,6 +199,21 @@ def test_a_setting_is_refused_or_is_one_option_and_nothing_else(name, value):
     assert [word for word in words if value in word]
     assert len(options(text)) == len(words)
     assert text.count("\n") <= script().count("\n") + 1
+
+
+@given(name=st.sampled_from(IN_THE_TASK), value=WORDS)
+def test_a_word_of_the_task_is_refused_or_is_data_to_the_shell(name, value):
+    try:
+        text = script(**({"container": "image", name: value}))
+    except ClusterError:
+        return
+    task = next(line for line in text.splitlines() if line.startswith("srun "))
+    printed = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {task}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert [word for word in printed if value in word]
+    plain = next(line for line in script(container="image").splitlines() if line.startswith("srun "))
+    assert len(printed) == len(shlex.split(plain))
 
 
 @given(value=st.text(max_size=20))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.errors import ClusterError
+from cluster.slurm.settings import SlurmSettings
 from launcher.errors import UsageError
 from launcher.targets import choose_target
 
@@ -21,9 +22,9 @@ def _with_profiles(tmp_path, monkeypatch):
 
 
 def settings(on: str | None, *words: str, **before: object) -> dict[str, object]:
-    """Those that are not left to Slurm."""
+    """Those that are not as they are without any."""
     target = choose_target(on, 1, words, before)
-    return {key: value for key, value in target.backend.settings().items() if value and "signal" not in key}
+    return {key: value for key, value in target.backend.settings().items() if value != getattr(SlurmSettings(), key)}
 
 
 def test_without_a_flag_it_is_this_machine_where_there_is_no_slurm():
