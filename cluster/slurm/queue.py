@@ -92,12 +92,12 @@ def _run(*command: str, stdin: str = "", seconds: float = _SECONDS) -> str:
         raise SlurmSilent(f"Slurm does not answer within {seconds:.0f} s; try again later") from error
     if result.returncode == 0:
         return result.stdout
-    text = " ".join(result.stderr.split())
+    text = _in_short(result.stderr)
     if re.search(r"Unable to contact slurm controller|Connection refused|Could not establish a config", text):
         raise SlurmSilent(f"Slurm does not answer: {text}; try again later")
-    raise Refused(f"{command[0]}: {_in_short(text)}")
+    raise Refused(f"{command[0]}: {text}")
 
 
 def _in_short(text: str) -> str:
-    """Without the command's own name and rank of trouble, which Slurm repeats in each line."""
-    return re.sub(r"\b(sbatch|scontrol|scancel|sinfo): (error: )?", "", text)
+    """In one line, without the command's own name and rank of trouble, which Slurm repeats in each of its own."""
+    return re.sub(r"\b(sbatch|scontrol|scancel|sinfo): ((error|fatal): )?", "", " ".join(text.split()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,7 +98,7 @@ def _exports(environment: Mapping[str, str]) -> dict[str, str]:
 def _options(job: Job, settings: SlurmSettings, cpus: int) -> Iterator[str]:
     """In the order of the reader's interest."""
     topology = job.topology
-    yield f"--job-name={job.name}"
+    yield f"--job-name={re.sub('[^A-Za-z0-9._-]', '-', job.name)}"  # a run folder may have been renamed to anything
     yield f"--nodes={topology.nodes}"
     yield "--ntasks-per-node=1"
     yield f"--cpus-per-task={cpus}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -214,6 +215,13 @@ def test_a_word_of_the_task_is_refused_or_is_data_to_the_shell(name, value):
     assert [word for word in printed if value in word]
     plain = next(line for line in script(container="image").splitlines() if line.startswith("srun "))
     assert len(printed) == len(shlex.split(plain))
+
+
+@given(name=WORDS)
+def test_no_name_of_a_run_is_more_than_a_name(name):
+    (option,) = [option for option in options(script(replace(JOB, name=name))) if option.startswith("--job-name=")]
+    assert re.fullmatch(r"--job-name=[A-Za-z0-9._-]*", option)
+    assert script(replace(JOB, name=name)).replace(option, "--job-name=r1") == script()
 
 
 @given(value=st.text(max_size=20))
