@@ -82,6 +82,10 @@ def test_a_requeue_at_a_random_moment_and_the_signal_before_the_time_limit_chang
     run.check_ending()
     assert outcomes(run) == ["PREEMPTED", "PREEMPTED", "SUCCEEDED"]
     assert [attempt["cause"] for attempt in run.status()["attempts"]] == ["SIGTERM", "SIGUSR1", ""]
+    logs = [sorted(log.name for log in (attempt / "logs").iterdir()) for attempt in run.attempts()]
+    assert logs == [["node-0.log", "node-1.log", *(f"rank-{rank}.log" for rank in range(RANKS))]] * 3
+    said = (run.run / "slurm/node-1.log").read_text()
+    assert said.count("Loading pickle") == 3, said  # what submitit says each time is appended
 
 
 def test_a_job_that_waits_is_shown_so_and_can_be_cancelled(slurm, course):
