@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,12 @@ def describe_changes(changes: Mapping[str, Any]) -> str:
 
 def members_of(name_or_path: str, runs_dir: Path) -> list[Run]:
     """The members of the group of this name under `runs_dir`, or at this path; none where there is no such group."""
+    if "\0" in name_or_path:
+        return []
     for folder in (runs_dir / name_or_path, Path(name_or_path)):
-        if not folder.name or "\0" in name_or_path:
+        if not folder.name or os.path.exists(folder / "run.json"):
             continue
-        found = in_order(folder.parent.resolve().glob(f"{glob.escape(folder.name)}-*/run.json"))
+        found = in_order(folder.parent.resolve().glob(f"{glob.escape(folder.name)}-[0-9]*/run.json"))
         members = [run for run in found if (group := group_of(run)) is not None and group.name == folder.name]
         if members:
             return members

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from functools import partial
-from itertools import product
 
 import psutil
 import pytest
@@ -168,7 +167,7 @@ def test_a_node_that_loses_its_power_is_replaced(slurm, course):
 
 
 def test_a_sweep_is_one_array_of_runs_which_slurm_starts_again_one_by_one(slurm, course):
-    words = [*course.words(1), "--on", "slurm", "slurm.gpus=none", "slurm.memory=2G", "--seeds", "2"]
+    words = [*course.words(1), "--on", "slurm", "slurm.gpus=none", "slurm.memory=2G"]
     bad = slurm.launch(*words, "--name", "sweep", "--sweep", "optimizer.lr=1e-3,-1")
     assert (bad.returncode, bad.stderr.count("\n"), "optimizer.lr=-1" in bad.stderr) == (2, 1, True), bad.stderr
     sweep = [*words, "--name", "sweep", "--sweep", "optimizer.lr=1e-3,2e-3"]
@@ -176,25 +175,23 @@ def test_a_sweep_is_one_array_of_runs_which_slurm_starts_again_one_by_one(slurm,
     assert list(slurm.runs.glob("*sweep*")) == []
     result = slurm.launch(*sweep)
     assert result.returncode == 0, result.stderr
-    runs = [slurm_run(slurm, course, f"sweep-{index}") for index in range(4)]
+    runs = [slurm_run(slurm, course, f"sweep-{index}") for index in range(2)]
     assert result.stdout.splitlines() == [str(run.run) for run in runs]
     array = runs[0].job.removesuffix("_0")
-    assert [run.job for run in runs] == [f"{array}_{index}" for index in range(4)]
+    assert [run.job for run in runs] == [f"{array}_{index}" for index in range(2)]
     script = (runs[0].run / f"slurm/{array}_submission.sh").read_text()
     assert shown == f"{script}\n# what is called on each node\n" + "".join(f"# {payload(run)}\n" for run in runs)
-    runs[2].wait_for_step(10)
-    slurm.run("scontrol", "requeue", runs[2].job)
-    slurm.hurry(runs[2].job)
+    runs[1].wait_for_step(10)
+    slurm.run("scontrol", "requeue", runs[1].job)
+    slurm.hurry(runs[1].job)
     for run in runs:
         run.wait_for_success()
-    assert [outcomes(run) for run in runs] == [["SUCCEEDED"]] * 2 + [["PREEMPTED", "SUCCEEDED"]] + [["SUCCEEDED"]]
+    assert [outcomes(run) for run in runs] == [["SUCCEEDED"], ["PREEMPTED", "SUCCEEDED"]]
     table = slurm.launch("status", "sweep").stdout.splitlines()
-    assert [line.split()[:5] for line in table] == [
-        ["run", "optimizer.lr", "seed", "state", "step"],
-        *(
-            [f"sweep-{i}", lr, seed, "SUCCEEDED", "120/120"]
-            for i, (lr, seed) in enumerate(product(("0.001", "0.002"), "12"))
-        ),
+    assert [line.split()[:4] for line in table] == [
+        ["run", "optimizer.lr", "state", "step"],
+        ["sweep-0", "0.001", "SUCCEEDED", "120/120"],
+        ["sweep-1", "0.002", "SUCCEEDED", "120/120"],
     ]
 
 

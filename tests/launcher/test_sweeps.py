@@ -77,11 +77,17 @@ def test_the_members_of_a_group_are_those_that_say_so_in_the_order_of_their_numb
     for index in range(11):
         make(runs / f"g-{index}", group={"name": "g", "changes": {"seed": index}})
     make(runs / "g-x")
+    make(runs / "g-0x", group={"name": "g-0x", "changes": {}})
     make(runs / "g-y-0", group={"name": "g-y", "changes": {}})
     assert [run.name for run in members_of("g", runs)] == [f"g-{index}" for index in range(11)]
     assert members_of(str(runs / "g"), Path("/nowhere")) == members_of("g", runs)
     assert members_of("[g]", runs) == members_of("", runs) == members_of("g-x", runs) == []
-    assert [run.name for run in all_runs(runs)][9:] == ["g-9", "g-10", "g-x", "g-y-0"]
+    assert [run.name for run in all_runs(runs)][-4:] == ["g-9", "g-10", "g-x", "g-y-0"]
+    (runs / "lone").mkdir()
+    (runs / "lone/run.json").touch()
+    (runs / "lone-1").mkdir()
+    (runs / "lone-1/run.json").write_text("damaged")
+    assert members_of("lone", runs) == []  # a run is no group, whatever lies beside it
 
 
 @pytest.mark.parametrize("group", ["g", {}, {"name": "g"}, {"name": 3, "changes": {}}])
