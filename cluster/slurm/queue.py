@@ -36,10 +36,11 @@ def situation_of(job: str) -> Situation:
     except ClusterError:
         return Situation(state=JobState.ENDED, reason="Slurm has forgotten the job")
     found = dict(re.findall(r"(\w+)=(\S*)", said))
-    state, again = found.get("JobState", ""), int(found.get("Restarts", 0))
+    word, again = found.get("JobState", ""), int(found.get("Restarts", 0))
+    state = _state(word)
     comment = re.search(r"Comment=(launch: .*?) [A-Z]\w+=", said)  # what the batch script could tell in no other way
-    words = [state, found.get("Reason", "None"), comment[1] if comment else "None"]
-    return Situation(state=_state(state), reason=" ".join(word for word in words if word != "None"), starts_again=again)
+    words = [word if word != state else "None", found.get("Reason", "None"), comment[1] if comment else "None"]
+    return Situation(state=state, reason=" ".join(word for word in words if word != "None"), starts_again=again)
 
 
 def _state(word: str) -> JobState:

@@ -46,8 +46,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 def _of_job(job: Mapping[str, Any]) -> str:
     """What its scheduler says of it, such as PENDING (BeginTime), requeued once."""
-    words = " ".join(word for word in job["reason"].split() if word != job["state"])
-    reason = f" ({words})" if words else ""
+    reason = f" ({job['reason']})" if job["reason"] else ""
     match job["starts_again"]:
         case 0:
             return f"{job['state']}{reason}"
