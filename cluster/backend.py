@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Protocol
@@ -38,16 +38,16 @@ class Backend(Protocol):
         """What makes an equal backend again, through `backend_named`."""
         ...
 
-    def render(self, job: Job) -> Submission:
-        """What `submit` would execute. Pure."""
+    def render(self, jobs: Sequence[Job]) -> Submission:
+        """What `submit` would execute. Pure. Several jobs have one size; a place that needs a launcher takes one."""
         ...
 
     def check(self, submission: Submission) -> None:
         """Have the place look at it without running it. Raises ClusterError when it would be refused."""
         ...
 
-    def submit(self, submission: Submission) -> str:
-        """Start it; the answer is a handle that later calls take, also in another process."""
+    def submit(self, submission: Submission) -> list[str]:
+        """Start it; for each job a handle that later calls take, also in another process."""
         ...
 
     def situation(self, handle: str) -> Situation: ...

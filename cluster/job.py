@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,7 +31,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Run `command` once on each node, in `folder`, with `environment` added to the node's own.
+    """Run `command` once on each node, in `folder`, where its modules are found first, with `environment` added.
 
     entry, run_folder: the same for a place that is sent a function: `module:name`, and its only argument.
     """
@@ -44,12 +45,16 @@ class Job:
     environment: dict[str, str]
     topology: Topology
 
+    def whole_environment(self) -> dict[str, str]:
+        path = os.pathsep.join(filter(None, (str(self.folder), self.environment.get("PYTHONPATH"))))
+        return {**self.environment, "PYTHONPATH": path}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """Exactly what a backend will execute: printable, comparable, sent as it is.
 
-    script: of a batch job. payload: the function that is called on each node, and its argument.
+    script: of a batch job. payloads: for each job, the function that is called on its nodes, and the argument.
     """
 
     command: tuple[str, ...]
@@ -57,11 +62,11 @@ class Submission:
     log: Path
     environment: dict[str, str]
     script: str = ""
-    payload: tuple[str, str] | None = None
+    payloads: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        if self.payload is not None:
-            function, argument = self.payload
-            return f"{self.script}\n# what is called on each node\n# {function}({argument!r})"
+        if self.payloads:
+            calls = "".join(f"\n# {function}({argument!r})" for function, argument in self.payloads)
+            return f"{self.script}\n# what is called on each node{calls}"
         words = [f"{name}={value}" for name, value in sorted(self.environment.items())]
         return f"cd {shlex.quote(str(self.folder))}\n{shlex.join(['env', *words, *self.command])}"

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -51,18 +51,19 @@ class LocalBackend:
     def settings(self) -> dict[str, object]:
         return {}
 
-    def render(self, job: Job) -> Submission:
+    def render(self, jobs: Sequence[Job]) -> Submission:
+        (job,) = jobs
         return Submission(
             command=(sys.executable, "-m", "cluster.node", *job.command),
             folder=job.folder,
             log=job.logs / "node-0.log",
-            environment=job.environment,
+            environment=job.whole_environment(),
         )
 
     def check(self, submission: Submission) -> None:
         """This machine takes whatever its topology allows."""
 
-    def submit(self, submission: Submission) -> str:
+    def submit(self, submission: Submission) -> list[str]:
         # A session of its own: Ctrl-C in the terminal reaches the launcher alone, which decides what it means.
         with open(submission.log, "ab") as log, stop_signals_held():
             child = subprocess.Popen(
@@ -78,7 +79,7 @@ class LocalBackend:
             )
         handle = f"{child.pid}:{start_time(child.pid)}"
         self._children[handle] = child
-        return handle
+        return [handle]
 
     def situation(self, handle: str) -> Situation:
         child = self._children.get(handle)

@@ -16,9 +16,10 @@ EPILOG = """\
 commands:
   launch RECIPE [KEY=VALUE ...]        train; --name of an earlier run resumes it
   launch resume RUN [KEY=VALUE ...]    carry on at the newest intact checkpoint
-  launch status RUN                    state, step and attempts
+  launch RECIPE --sweep KEY=A,B        a group of runs; also with --seeds N
+  launch status RUN|GROUP              state, step and attempts
   launch logs RUN [-f]                 what a rank prints
-  launch cancel RUN                    save, stop, and do not start again
+  launch cancel RUN|GROUP              save, stop, and do not start again
   launch show RECIPE [KEY=VALUE ...]   the resolved recipe as YAML, with the origin of each value
   launch ls                            the recipes that ship, and the runs here
   launch checkpoints ls|verify|digest|pin|unpin|export RUN
@@ -230,6 +231,16 @@ def _train(parser: argparse.ArgumentParser) -> None:
         help="where a new run keeps its checkpoints: a bucket, as s3://BUCKET/PREFIX, gs://... or az://..., or a "
         "folder (default: in the run folder)",
     )
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=A,B",
+        help="a run for each value, named NAME-0, NAME-1, ...; several sweeps give all combinations",
+    )
+    parser.add_argument(
+        "--seeds", type=_positive, metavar="N", help="a run for each of N seeds, from the recipe's seed on"
+    )
 
 
 def _resume(parser: argparse.ArgumentParser) -> None:
@@ -252,7 +263,7 @@ def _ls(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run's name or folder")
+    parser.add_argument("run", help="the name or folder of a run, or of a group")
     _add_runs_dir(parser)
     _add_json(parser)
 
@@ -265,7 +276,7 @@ def _logs(parser: argparse.ArgumentParser) -> None:
 
 
 def _cancel(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run's name or folder")
+    parser.add_argument("run", help="the name or folder of a run, or of a group")
     _add_runs_dir(parser)
 
 

@@ -8,6 +8,14 @@ from dataclasses import dataclass
 SLOWER_THAN_MEDIAN = 1.5
 
 
+def duration(seconds: float | None) -> str:
+    """As minutes and seconds, with hours where there are any; `-:--` while it is not known."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
     """A rank's own work per step, without waiting for others: the median of its recent steps."""

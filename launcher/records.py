@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import mmap
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from launcher.errors import DamagedRun
 from launcher.runs import MOST_LINE_BYTES, open_regular
+
+PACE_STEPS = 32
 
 
 class Records:
@@ -31,6 +35,12 @@ class Records:
 
     def last(self) -> dict[str, Any] | None:
         return next(self._back(self._end, 0), None)
+
+    def seconds_per_step(self) -> float | None:
+        """The mean of the newest steps of the newest attempt; None when there is no step."""
+        newest = list(islice(self._back(self._end, 0), PACE_STEPS))
+        seconds = [_seconds(record) for record in newest if record["attempt"] == newest[0]["attempt"]]
+        return sum(seconds) / len(seconds) if seconds else None
 
     def steps_of(self, attempt: int) -> tuple[int, int] | None:
         """The first and the last step that are left of an attempt; None when there are none."""
@@ -85,6 +95,11 @@ class Records:
 
     def _refuse_line(self) -> NoReturn:
         raise DamagedRun(self._path, f"has a line of more than {MOST_LINE_BYTES} bytes")
+
+
+def _seconds(record: dict[str, Any]) -> float:
+    parts = (record.get(f"seconds_{part}") for part in ("data", "compute", "checkpoint"))
+    return sum(part for part in parts if isinstance(part, float) and 0 <= part < math.inf)
 
 
 def _is_a_step(record: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """The run folder: the only code that knows its file names.
 
-run.json                     the run's id, format and recipe
+run.json                     the run's id, format and recipe, and its group if it has one
 config.yaml                  the frozen recipe, with the origin of each value
 code/                        the code that the run uses
 attempts/0001/attempt.json   where this attempt runs, and who owns it
@@ -26,7 +26,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ STOP_AFTER = "stop_after"  # the cause of an outcome that the recipe asked for
 MOST_TEXT_BYTES = 16 * 2**20
 MOST_LINE_BYTES = 2**20
 _APPENDED = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-_RUN_TYPES = {"run": str, "recipe": str, "steps": int}
+_RUN_TYPES = {"run": str, "recipe": str, "steps": int, "group": dict}
 _ATTEMPT_TYPES = {
     "target": str, "handle": str, "ranks_per_node": int, "threads_per_rank": int, "nodes": int, "micro": int,
     "precision": str, "has_gpus": bool, "start": int, "commits": int, "submission": int, "settings": dict,
@@ -304,7 +304,7 @@ class Run:
         if record.get("format") != FORMAT:
             theirs, remedy = record.get("format"), "use the one that made it"
             raise UsageError(f"{self.folder} has format {theirs}; this launcher reads format {FORMAT}; {remedy}")
-        if missing := [name for name in _RUN_TYPES if name not in record]:
+        if missing := [name for name in ("run", "recipe", "steps") if name not in record]:
             raise DamagedRun(path, f"lacks {' and '.join(missing)}")
         return record
 
@@ -337,7 +337,16 @@ class Run:
 
 def all_runs(runs_dir: Path) -> list[Run]:
     """The runs under `runs_dir`, by name."""
-    return [Run(path.parent) for path in sorted(runs_dir.glob("[!.]*/run.json"))]
+    return in_order(runs_dir.glob("[!.]*/run.json"))
+
+
+def in_order(records: Iterable[Path]) -> list[Run]:
+    """The runs whose `run.json` these are, by name, numbers in it by their value."""
+
+    def key(path: Path) -> list[tuple[str, int]]:
+        return [(text, int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", path.parent.name)]
+
+    return [Run(path.parent) for path in sorted(records, key=key)]
 
 
 def find_run(name_or_path: str, runs_dir: Path) -> Run:

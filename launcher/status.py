@@ -18,10 +18,12 @@ from launcher.runs import Attempt, Run, json_lines, open_regular
 
 
 def run_state(run: Run) -> dict[str, Any]:
-    """`run, state, cause, step, steps, loss, job, attempts, stragglers, commits`: what `launch status --json` prints.
+    """`run, folder, state, cause, step, steps, loss, eta_seconds, job, attempts, stragglers, commits`: what
+    `launch status --json` prints.
 
     state: STARTING, RUNNING or RECOVERING while an attempt is alive; SUCCEEDED, FAILED or CANCELLED when it ended so;
     PENDING when nothing runs, and the run can be resumed or waits for its scheduler.
+    eta_seconds: of a run that is RUNNING, by its newest steps; else null.
     job: of a run that a scheduler starts, its `id, state, reason, starts_again`; else null.
     """
     records = Records(run.metrics)
@@ -58,9 +60,15 @@ def _summary(run: Run, records: Records, attempts: list[Attempt]) -> tuple[dict[
         "step": last["step"] if last else 0,
         "steps": run.record()["steps"],
         "loss": last["loss"] if last else None,
+        "eta_seconds": _eta_seconds(run, records) if state == "RUNNING" else None,
         "job": job.to_json() if job and job.is_of_scheduler else None,
     }
     return summary, attempt
+
+
+def _eta_seconds(run: Run, records: Records) -> float | None:
+    last, pace = records.last(), records.seconds_per_step()
+    return None if last is None or pace is None else round((run.record()["steps"] - last["step"]) * pace, 1)
 
 
 def _state_of_run(attempt: dict[str, Any] | None, job: _JobState | None) -> tuple[str, str]:

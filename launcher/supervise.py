@@ -7,8 +7,9 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -20,7 +21,6 @@ from cluster.topology import Topology
 from launcher.disk import disk_trouble
 from launcher.environment import environment
 from launcher.errors import NoProgress
-from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.runs import Attempt, Outcome, Run, write_json
 from launcher.status import commit_count
@@ -40,14 +40,38 @@ _PRETRAINED_MODULES = ("transformers.models.auto.modeling_auto", "transformers.m
 _MODULES_THAT_LOOK_AT_THE_GPU = ("peft", "bitsandbytes")  # when they are imported: the one imports the other
 
 
-def supervise(
-    run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object], display: Display
-) -> Outcome:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A run that is about to start. name: what its place shows. settings: what else its attempt's record says."""
+
+    run: Run
+    name: str
+    recipe: Recipe
+    topology: Topology
+    settings: Mapping[str, object]
+
+    def job(self, number: int) -> Job:
+        """What attempt `number` asks of its backend."""
+        run = self.run
+        return Job(
+            name=self.name,
+            command=(sys.executable, "-m", "launcher.train", str(run.folder), str(number)),
+            entry="launcher.on_node:train",
+            run_folder=run.folder,
+            folder=run.code,
+            logs=run.attempt(number).logs,
+            environment=_environment(self.topology),
+            topology=self.topology,
+        )
+
+
+def supervise(start: Start, backend: Backend, display: Display) -> Outcome:
     """Run attempts until one ends by itself. A lost one (its node died) is followed by another, after progress."""
+    run = start.run
     lost, commits = 0, commit_count(run)
     with _stop_requests() as requests:
         while True:
-            attempt = start_attempt(run, recipe, plan, backend, settings)
+            (attempt,) = start_attempts([start], backend)
             _follow(run, attempt, backend, requests, display)
             outcome = attempt.outcome()
             if outcome is not None:
@@ -78,50 +102,42 @@ def _outcome_not_written(run: Run, attempt: Attempt, requests: list[signal.Signa
     return None
 
 
-def start_attempt(run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object]) -> Attempt:
-    """Make the next attempt and submit it. Raises ClusterError when the place refuses it: then there is no attempt."""
-    topology = plan.topology
-    attempt = run.new_attempt(
+def start_attempts(starts: Sequence[Start], backend: Backend) -> list[Attempt]:
+    """Make the next attempt of each run, and submit all as one. Raises ClusterError when the place refuses them: then
+    there are no attempts."""
+    attempts = [_new_attempt(start, backend) for start in starts]
+    jobs = [start.job(attempt.number) for start, attempt in zip(starts, attempts, strict=True)]
+    try:
+        handles = backend.submit(backend.render(jobs))
+    except ClusterError:
+        for attempt in attempts:
+            shutil.rmtree(attempt.folder)
+        raise
+    for attempt, handle in zip(attempts, handles, strict=True):
+        attempt.write_record({**attempt.record(), "handle": handle})
+    here = environment(Path(starts[0].run.record()["recipe"]).parent)  # runs of one submission have one recipe
+    for attempt in attempts:
+        write_json(attempt.folder / "environment.json", here)
+    return attempts
+
+
+def _new_attempt(start: Start, backend: Backend) -> Attempt:
+    return start.run.new_attempt(
         {
             "target": backend.name,
             "started": time.time(),
-            "preload": modules_to_preload(recipe, topology.has_gpus),
+            "preload": modules_to_preload(start.recipe, start.topology.has_gpus),
             "settings": backend.settings(),
-            "commits": commit_count(run),
-            **settings,
+            "commits": commit_count(start.run),
+            **start.settings,
         }
     )
-    try:
-        handle = backend.submit(backend.render(make_job(run, attempt.number, topology)))
-    except ClusterError:
-        shutil.rmtree(attempt.folder)
-        raise
-    attempt.write_record({**attempt.record(), "handle": handle})
-    write_json(attempt.folder / "environment.json", environment(Path(run.record()["recipe"]).parent))
-    return attempt
-
-
-def make_job(run: Run, number: int, topology: Topology) -> Job:
-    """What attempt `number` asks of its backend."""
-    return Job(
-        name=run.name,
-        command=(sys.executable, "-m", "launcher.train", str(run.folder), str(number)),
-        entry="launcher.on_node:train",
-        run_folder=run.folder,
-        folder=run.code,
-        logs=run.attempt(number).logs,
-        environment={"PYTHONPATH": _search_path(run), **_environment(topology)},
-        topology=topology,
-    )
-
-
-def _search_path(run: Run) -> str:
-    """The run's own code first; then what the user's modules or shell have put there."""
-    return os.pathsep.join(filter(None, (str(run.code), os.environ.get("PYTHONPATH"))))
 
 
 def _environment(topology: Topology) -> dict[str, str]:
     environment = {}
+    if search_path := os.environ.get("PYTHONPATH"):  # what the user's modules or shell have put there
+        environment["PYTHONPATH"] = search_path
     if topology.nodes == 1:
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # one node talks to itself: no name resolution, no firewall
     if topology.has_gpus:

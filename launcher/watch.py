@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.disk import disk_trouble
+from launcher.pace import duration
 from launcher.runs import Attempt, Run, json_lines
 from launcher.terminal import printable, say
 
@@ -43,7 +44,7 @@ class PlainDisplay:
         self._next = time.monotonic() + PLAIN_LINE_SECONDS
         self.say(
             f"step {record['step']}/{self._steps}  loss {record['loss']:.3f}  "
-            f"{record['tokens_per_second']:,.0f} tokens/s  ETA {_minutes(eta)}"
+            f"{record['tokens_per_second']:,.0f} tokens/s  ETA {duration(eta)}"
         )
 
     def close(self) -> None:
@@ -79,7 +80,7 @@ class BarDisplay:
             visible=True,
             loss=f"{record['loss']:.3f}",
             speed=f"{record['tokens_per_second']:,.0f}",
-            eta=_minutes(self._clock.seconds_left(record["step"])),
+            eta=duration(self._clock.seconds_left(record["step"])),
         )
 
     def close(self) -> None:
@@ -104,10 +105,6 @@ class _Clock:
 
 def _clock_time(seconds: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(seconds))
-
-
-def _minutes(seconds: float | None) -> str:
-    return "-:--" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def make_display(steps: int) -> Display:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -41,25 +41,26 @@ class SlurmBackend:
     def settings(self) -> dict[str, object]:
         return asdict(self._settings)
 
-    def render(self, job: Job) -> Submission:
+    def render(self, jobs: Sequence[Job]) -> Submission:
+        folder = jobs[0].run_folder / FOLDER
         return Submission(
             command=("sbatch",),
-            folder=job.run_folder / FOLDER,
-            log=job.logs / "node-0.log",
-            environment=job.environment,
-            script=batch_script(job, self._settings),
-            payload=(job.entry, str(job.run_folder)),
+            folder=folder,
+            log=folder / "node-0.log",
+            environment=jobs[0].environment,
+            script=batch_script(jobs, self._settings),
+            payloads=tuple((job.entry, str(job.run_folder)) for job in jobs),
         )
 
     def check(self, submission: Submission) -> None:
         queue.test_only(submission.script)
 
-    def submit(self, submission: Submission) -> str:
-        assert submission.payload is not None
-        entry, argument = submission.payload
-        module, _, name = entry.partition(":")
-        function = getattr(import_module(module), name)
-        return _submit(submission.folder, submission.script, function, argument)
+    def submit(self, submission: Submission) -> list[str]:
+        calls = []
+        for entry, argument in submission.payloads:
+            module, _, name = entry.partition(":")
+            calls.append((getattr(import_module(module), name), Path(argument)))
+        return _submit(submission.folder, submission.script, calls)
 
     def situation(self, handle: str) -> Situation:
         return queue.situation_of(handle)
@@ -71,18 +72,30 @@ class SlurmBackend:
         queue.end(handle)
 
 
-def _submit(folder: Path, script: str, function: object, argument: str) -> str:
-    """submitit ships the function by its name, with the argument, and calls sbatch with our script."""
+def _submit(folder: Path, script: str, calls: Sequence[tuple[object, Path]]) -> list[str]:
+    """submitit ships each function by its name, with its run folder, and calls sbatch with our script.
+
+    Its own arrays keep all payloads in one folder; here each run has what it was sent.
+    """
     import submitit
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError, JobPaths
 
     class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # it has no types
         def _make_submission_file_text(self, command: str, uid: str) -> str:
             return script
 
+    for _, run_folder in calls:
+        (run_folder / FOLDER).mkdir(exist_ok=True)
     try:
-        return str(Executor(folder=folder).submit(function, argument).job_id)
+        job = str(Executor(folder=folder)._submit_command("").job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise Refused(f"sbatch: {' '.join(str(error).split())}") from error
     except RuntimeError as error:
         raise ClusterError(f"{error}; use a machine that can submit to Slurm") from error
+    handles = [job] if len(calls) == 1 else [f"{job}_{index}" for index in range(len(calls))]
+    for handle, (function, run_folder) in zip(handles, calls, strict=True):
+        payload = JobPaths(run_folder / FOLDER, handle).submitted_pickle
+        hidden = payload.with_name(f".{payload.name}")
+        DelayedSubmission(function, str(run_folder)).dump(hidden)
+        hidden.rename(payload)  # the task waits for it
+    return handles

@@ -36,10 +36,11 @@ def situation_of(job: str) -> Situation:
     except ClusterError:
         return Situation(state=JobState.ENDED, reason="Slurm has forgotten the job")
     found = dict(re.findall(r"(\w+)=(\S*)", said))
-    state, again = found.get("JobState", ""), int(found.get("Restarts", 0))
+    word, again = found.get("JobState", ""), int(found.get("Restarts", 0))
+    state = _state(word)
     comment = re.search(r"Comment=(launch: .*?) [A-Z]\w+=", said)  # what the batch script could tell in no other way
-    words = [state, found.get("Reason", "None"), comment[1] if comment else "None"]
-    return Situation(state=_state(state), reason=" ".join(word for word in words if word != "None"), starts_again=again)
+    words = [word if word != state else "None", found.get("Reason", "None"), comment[1] if comment else "None"]
+    return Situation(state=state, reason=" ".join(word for word in words if word != "None"), starts_again=again)
 
 
 def _state(word: str) -> JobState:
@@ -92,12 +93,12 @@ def _run(*command: str, stdin: str = "", seconds: float = _SECONDS) -> str:
         raise SlurmSilent(f"Slurm does not answer within {seconds:.0f} s; try again later") from error
     if result.returncode == 0:
         return result.stdout
-    text = " ".join(result.stderr.split())
+    text = _in_short(result.stderr)
     if re.search(r"Unable to contact slurm controller|Connection refused|Could not establish a config", text):
         raise SlurmSilent(f"Slurm does not answer: {text}; try again later")
-    raise Refused(f"{command[0]}: {_in_short(text)}")
+    raise Refused(f"{command[0]}: {text}")
 
 
 def _in_short(text: str) -> str:
-    """Without the command's own name and rank of trouble, which Slurm repeats in each line."""
-    return re.sub(r"\b(sbatch|scontrol|scancel|sinfo): (error: )?", "", text)
+    """In one line, without the command's own name and rank of trouble, which Slurm repeats in each of its own."""
+    return re.sub(r"\b(sbatch|scontrol|scancel|sinfo): ((error|fatal): )?", "", " ".join(text.split()))

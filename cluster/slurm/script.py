@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.job import Job
+from cluster.slurm import container
 from cluster.slurm.settings import SlurmSettings
 
 CPUS_PER_GPU = 4
@@ -16,6 +18,8 @@ FOLDER = "slurm"  # of a run: what is submitted, and what the batch script print
 
 # By these a run has ended, and need not be started again: see the exit codes of `launch`.
 _FINAL_CODES = "0|1|2|4|93"
+
+_MISSING = "is not visible on this node; --runs-dir must be on a file system that all share"
 
 _END = f"""\
 code=$?
@@ -36,40 +40,65 @@ def cpus_per_node(settings: SlurmSettings, *, ranks_per_node: int, has_gpus: boo
     return ranks_per_node * (settings.cpus_per_rank or (CPUS_PER_GPU if has_gpus else 1))
 
 
-def batch_script(job: Job, settings: SlurmSettings) -> str:
-    """One task per node, which submitit hands the payload."""
-    for path in (job.run_folder, job.folder, job.logs, Path(sys.executable)):
+def batch_script(jobs: Sequence[Job], settings: SlurmSettings) -> str:
+    """One task per node, which submitit hands the payload. Several jobs are an array, and differ in their run alone."""
+    job = jobs[0]
+    for path in (*(job.run_folder for job in jobs), Path(sys.executable)):
         if not str(path).isprintable() or set(str(path)) & {"\\", "%"}:
             raise ClusterError(f"{str(path)!r} has a character that Slurm cannot have in a path; use another folder")
     topology = job.topology
     cpus = cpus_per_node(settings, ranks_per_node=topology.ranks_per_node, has_gpus=topology.has_gpus)
-    folder, code = job.run_folder / FOLDER, shlex.quote(str(job.folder))
-    missing = f"launch: {job.folder} is not visible on this node; --runs-dir must be on a file system that all share"
-    task = [
-        "srun", "--unbuffered", "--open-mode=append", "--kill-on-bad-exit=0", "--wait=60", f"--cpus-per-task={cpus}",
-        f"--output={job.logs}/node-%t.log",
-        sys.executable, "-u", "-m", "submitit.core._submit", str(folder),
-    ]  # fmt: skip
+    options = [*_options(job, settings, cpus), *([f"--array=0-{len(jobs) - 1}"] if len(jobs) > 1 else [])]
+    if settings.container is not None:
+        container.check_mountable(job.run_folder for job in jobs)
+    exports = _exports(job.environment)
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in _options(job, settings, cpus)),
+        *(f"#SBATCH {option}" for option in [*options, *settings.lines]),
         "",
-        f"cd {code} || {{ scontrol update jobid=$SLURM_JOB_ID comment={shlex.quote(missing)}; exit 2; }}",
-        f"exec >>{shlex.quote(str(folder / 'batch.log'))} 2>&1",
+        *_choice_of_run([job.run_folder for job in jobs]),
+        f'code="$run_folder"/{job.folder.relative_to(job.run_folder)}',
+        f'missing="launch: $code {_MISSING}"',
+        'cd "$code" || { scontrol update jobid=$SLURM_JOB_ID comment="$missing"; exit 2; }',
+        f'exec >>"$run_folder"/{FOLDER}/batch.log 2>&1',
         # Without it bash would die of the signal that tells of the end, and the ranks of bash's death.
         "trap : TERM",
         *settings.setup,
-        *(f"export {name}={shlex.quote(value)}" for name, value in sorted(job.environment.items())),
-        "export SUBMITIT_EXECUTOR=slurm",
-        shlex.join(task),
+        *(f"export {name}={text}" for name, text in exports.items()),
+        _task(settings, cpus, list(exports), has_gpus=topology.has_gpus),
     ]
     return "\n".join(lines) + "\n" + _END
+
+
+def _task(settings: SlurmSettings, cpus: int, names: Sequence[str], *, has_gpus: bool) -> str:
+    """The line that starts the tasks; `names` are the variables that they need."""
+    srun = f"srun --unbuffered --open-mode=append --kill-on-bad-exit=0 --wait=60 --cpus-per-task={cpus}"
+    output = f'--output="$run_folder"/{FOLDER}/node-%t.log'
+    python = f"{shlex.quote(settings.python or sys.executable)} -u -m submitit.core._submit"
+    before = container.command_before(settings, names, has_gpus=has_gpus)
+    return f'{srun} {output}{container.options_of_srun(settings)} {before}{python} "$run_folder"/{FOLDER}'
+
+
+def _choice_of_run(folders: Sequence[Path]) -> Iterator[str]:
+    quoted = [shlex.quote(str(folder)) for folder in folders]
+    if len(quoted) == 1:
+        yield f"run_folder={quoted[0]}"
+    else:
+        yield f"run_folders=({' '.join(quoted)})"
+        yield "run_folder=${run_folders[SLURM_ARRAY_TASK_ID]}"
+
+
+def _exports(environment: Mapping[str, str]) -> dict[str, str]:
+    """The values as the shell is told them, by name."""
+    exports = {name: shlex.quote(value) for name, value in sorted(environment.items())}
+    before = exports.pop("PYTHONPATH", "")
+    return {**exports, "PYTHONPATH": f'"$code"{":" if before else ""}{before}', "SUBMITIT_EXECUTOR": "slurm"}
 
 
 def _options(job: Job, settings: SlurmSettings, cpus: int) -> Iterator[str]:
     """In the order of the reader's interest."""
     topology = job.topology
-    yield f"--job-name={job.name}"
+    yield f"--job-name={re.sub('[^A-Za-z0-9._-]', '-', job.name)}"  # a run folder may have been renamed to anything
     yield f"--nodes={topology.nodes}"
     yield "--ntasks-per-node=1"
     yield f"--cpus-per-task={cpus}"
@@ -88,4 +117,3 @@ def _options(job: Job, settings: SlurmSettings, cpus: int) -> Iterator[str]:
     yield "--requeue"
     yield "--open-mode=append"
     yield "--output=/dev/null"  # the run folder may be missing on the node, and then nothing would tell of it
-    yield from settings.lines

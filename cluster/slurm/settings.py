@@ -14,6 +14,10 @@ _WORD = re.compile(r"[A-Za-z0-9_.,:+@=&|*()\[\]!/-]+")
 _TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}|infinite|unlimited", re.IGNORECASE)
 _MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
 SIGNALS = ("USR2", "USR1", "TERM", "HUP", "INT")
+_PATH = re.compile(r"[A-Za-z0-9_.+@=/-]+")
+_IMAGE = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_.,:+@=/#-]*")
+_MOUNT = re.compile(r"/[A-Za-z0-9_.+@=/-]*(:/[A-Za-z0-9_.+@=/-]*(:[a-z+]+)?)?")
+RUNTIMES = ("pyxis", "apptainer")
 GPU_SPELLINGS = ("gpus-per-node", "gres", "none")
 
 
@@ -24,6 +28,8 @@ class SlurmSettings:
     gpus: how GPUs are asked for; `none` gives CPU ranks, and None means that the partition decides.
     cpus_per_rank: cores; None means 1 for a CPU rank and 4 for a GPU.
     signal, signal_seconds: what Slurm sends that long before the time limit, so that the run saves and goes on.
+    python: the interpreter on the nodes; None means that of the launcher, under the same path.
+    container, container_mounts: the image that tasks run in, and what they see of the nodes beside the run folder.
     setup: lines of shell before the run starts. lines: more options of sbatch.
     """
 
@@ -41,6 +47,10 @@ class SlurmSettings:
     exclusive: bool = False
     signal: str = "USR2"
     signal_seconds: int = 120
+    python: str | None = None
+    container: str | None = None
+    container_runtime: str = "pyxis"
+    container_mounts: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
 
@@ -110,6 +120,16 @@ def _lines(key: str, value: object) -> tuple[str, ...]:
     return lines
 
 
+def _mounts(key: str, value: object) -> tuple[str, ...]:
+    lines = _lines(key, value)
+    for line in lines:
+        if not _MOUNT.fullmatch(line):
+            raise ClusterError(
+                f"{key}={line!r} must be an absolute path, or PATH:PATH, or PATH:PATH:ro; use a list for several"
+            )
+    return lines
+
+
 def _options(key: str, value: object) -> tuple[str, ...]:
     lines = _lines(key, value)
     for line in lines:
@@ -127,6 +147,10 @@ _READERS: Mapping[str, Callable[[str, object], object]] = {
     "exclusive": _truth,
     "signal": _one_of(SIGNALS),
     "signal_seconds": _number(1, 65535),
+    "python": _matching(_PATH, "must be a path of letters, digits and _.+@=/-"),
+    "container": _matching(_IMAGE, "must be the name or the path of an image, of letters, digits and _.,:+@=/#-"),
+    "container_runtime": _one_of(RUNTIMES),
+    "container_mounts": _mounts,
     "setup": _lines,
     "lines": _options,
 }

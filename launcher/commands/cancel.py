@@ -10,6 +10,7 @@ from dataclasses import replace
 from cluster.backend import Backend, backend_named
 from cluster.job import JobState
 from launcher.errors import LaunchError
+from launcher.groups import members_of
 from launcher.places import runs_dir, word_for
 from launcher.runs import Outcome, Run, find_run
 from launcher.terminal import say
@@ -20,8 +21,24 @@ POLL_SECONDS = 0.2
 
 
 def cancel(arguments: argparse.Namespace) -> int:
-    """Have the run save and stop, for good: its scheduler does not start it again. It can be resumed."""
-    run = find_run(arguments.run, runs_dir(arguments.runs_dir))
+    """Have the run, or all of a group, save and stop, for good: its scheduler does not start it again. It can be
+    resumed."""
+    folder = runs_dir(arguments.runs_dir)
+    runs = members_of(arguments.run, folder) or [find_run(arguments.run, folder)]
+    jobs = [(run, job) for run in runs if (job := _told_to_stop(run)) is not None]
+    for run, (backend, handle) in jobs:
+        if not _ends(backend, handle, SAVE_SECONDS):
+            backend.kill(handle)
+            if not _ends(backend, handle, END_SECONDS):
+                raise LaunchError(
+                    f"{backend.name} job {handle} does not end; look at it with the tools of {backend.name}"
+                )
+        _write_cancelled(run)
+    return 0
+
+
+def _told_to_stop(run: Run) -> tuple[Backend, str] | None:
+    """Where the run is at work; None when it is not."""
     run.record()
     attempts = run.attempts()
     record = attempts[-1].record() if attempts else {}
@@ -29,15 +46,10 @@ def cancel(arguments: argparse.Namespace) -> int:
     handle = record.get("handle")
     if handle is None or backend.situation(handle).state is JobState.ENDED:
         say(f"{run.name} is not at work; there is nothing to cancel")
-        return 0
+        return None
     say(f"{backend.name} job {handle}: saving, then stopping")
     backend.stop(handle, signal.SIGTERM)
-    if not _ends(backend, handle, SAVE_SECONDS):
-        backend.kill(handle)
-        if not _ends(backend, handle, END_SECONDS):
-            raise LaunchError(f"{backend.name} job {handle} does not end; look at it with the tools of {backend.name}")
-    _write_cancelled(run)
-    return 0
+    return backend, handle
 
 
 def _ends(backend: Backend, handle: str, seconds: float) -> bool:

@@ -5,35 +5,83 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from launcher import loading
 from launcher.errors import UsageError
+from launcher.groups import Group, run_outside_groups, runs_of
 from launcher.places import runs_dir, store_url
-from launcher.plan import make_plan
+from launcher.plan import Plan, make_plan
 from launcher.runs import Attempt, Run, check_run_name, find_run
+from launcher.sweep import check_sweeps, combinations, parse_sweeps
 from launcher.targets import Target, choose_target
 from launcher.terminal import say
+
+TYPE_CHECKING = False  # as in the package's own module
+if TYPE_CHECKING:
+    from launcher.commands.train import Work
 
 
 def train(arguments: argparse.Namespace) -> int:
     target = _target(arguments, before=None)
+    sweeps = parse_sweeps(arguments.sweep)
+    check_sweeps(sweeps, arguments.seeds, target.words)
     topology = target.backend.topology(arguments.nodes or 1, arguments.gpus)
     folder = runs_dir(arguments.runs_dir)
     if arguments.name is not None:
         check_run_name(arguments.name)
     use_laptop = not topology.has_gpus if arguments.laptop is None else arguments.laptop
-    resolved = loading.load(arguments.recipe, target.words, laptop=use_laptop)
-    plan = make_plan(resolved.recipe, topology, cores_per_node=target.backend.cores_per_node(topology))
-    run = Run(folder / (arguments.name or _new_name(resolved, folder)))
-    from launcher.code_snapshot import root_of
-    from launcher.commands.train import carry_on, start
+    load = partial(loading.load, arguments.recipe, laptop=use_laptop)
+    members = list(_members(load, target.words, sweeps, arguments.seeds))
+    cores = target.backend.cores_per_node(topology)
+    plans = [make_plan(resolved.recipe, topology, cores_per_node=cores) for _, resolved in members]
+    name = arguments.name or _new_name(members[0][1], folder)
+    is_group = bool(sweeps) or arguments.seeds is not None
+    group = Group(name=name, keys=tuple(members[0][0])) if is_group else None
+    runs = runs_of(group, len(members), folder) if group is not None else [run_outside_groups(name, folder)]
+    from launcher.commands.train import train_all
 
+    works = [
+        _work(run, resolved, plan, group, arguments.checkpoints)
+        for run, (_, resolved), plan in zip(runs, members, plans, strict=True)
+    ]
+    return train_all(works, target.backend, arguments)
+
+
+def _members(
+    load: Callable[[Sequence[str]], loading.Resolved],
+    words: Sequence[str],
+    sweeps: Mapping[str, Sequence[str]],
+    seeds: int | None,
+) -> Iterator[tuple[dict[str, str], loading.Resolved]]:
+    """What is special to each member, and its recipe; one member for whom nothing is, without sweeps and seeds."""
+    for changes in combinations(sweeps):
+        resolved = load([*words, *_words(changes)])
+        if seeds is None:
+            yield changes, resolved
+            continue
+        others = [word for word in words if not word.startswith("seed=")]
+        for seed in range(resolved.recipe.seed, resolved.recipe.seed + seeds):
+            member = {**changes, "seed": str(seed)}
+            yield member, load([*others, *_words(member)])
+
+
+def _words(changes: Mapping[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in changes.items()]
+
+
+def _work(run: Run, resolved: loading.Resolved, plan: Plan, group: Group | None, place: str | None) -> Work:
+    """`place` is what `--checkpoints` says."""
+    from launcher.code_snapshot import root_of
+    from launcher.commands.train import Work
+
+    checkpoints = None if place is None else store_url(place, run.name)
     if (run.folder / "run.json").exists():
-        _refuse_another_place(run, arguments.checkpoints)
-        frozen = loading.relocated(resolved, root_of(Path(resolved.source)), run.code)
-        return carry_on(run, frozen, plan, target.backend, arguments)
-    return start(run, resolved, plan, target.backend, arguments)
+        _refuse_another_place(run, checkpoints)
+        resolved = loading.relocated(resolved, root_of(Path(resolved.source)), run.code)
+    return Work(run=run, resolved=resolved, plan=plan, group=group, checkpoints=checkpoints)
 
 
 def resume(arguments: argparse.Namespace) -> int:
@@ -48,15 +96,15 @@ def resume(arguments: argparse.Namespace) -> int:
     nodes, ranks_per_node = _size(arguments, before, target)
     topology = target.backend.topology(nodes, ranks_per_node)
     plan = make_plan(resolved.recipe, topology, cores_per_node=target.backend.cores_per_node(topology))
-    from launcher.commands.train import carry_on
+    from launcher.commands.train import Work, train_all
 
-    return carry_on(run, resolved, plan, target.backend, arguments)
+    return train_all([Work(run=run, resolved=resolved, plan=plan)], target.backend, arguments)
 
 
 def _refuse_another_place(run: Run, checkpoints: str | None) -> None:
-    if checkpoints is not None and run.checkpoints != store_url(checkpoints, run.name):
+    if checkpoints is not None and run.checkpoints != checkpoints:
         remedy = "leave the flag out to resume it, or choose another --name"
-        raise UsageError(f"--checkpoints {checkpoints}: those of {run.name} are in {run.checkpoints}; {remedy}")
+        raise UsageError(f"--checkpoints: those of {run.name} are in {run.checkpoints}, not {checkpoints}; {remedy}")
 
 
 def _target(arguments: argparse.Namespace, before: Attempt | None) -> Target:

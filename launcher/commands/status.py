@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from launcher.groups import changes_of, members_of
+from launcher.pace import duration
 from launcher.places import runs_dir
-from launcher.runs import find_run
-from launcher.status import run_state
+from launcher.runs import Run, find_run
+from launcher.status import run_state, run_summary
 from launcher.terminal import answer
 
 
 def status(arguments: argparse.Namespace) -> int:
-    state = run_state(find_run(arguments.run, runs_dir(arguments.runs_dir)))
+    folder = runs_dir(arguments.runs_dir)
+    if members := members_of(arguments.run, folder):
+        return _group_status(members, as_json=arguments.json)
+    state = run_state(find_run(arguments.run, folder))
     if arguments.json:
         print(json.dumps(state, indent=1))
         return 0
     loss = "" if state["loss"] is None else f", loss {state['loss']:.4f}"
-    answer(f"{state['run']}: {state['state']}, step {state['step']} of {state['steps']}{loss}")
+    eta = "" if state["eta_seconds"] is None else f", ETA {duration(state['eta_seconds'])}"
+    answer(f"{state['run']}: {state['state']}, step {state['step']} of {state['steps']}{loss}{eta}")
     if state["cause"]:
         answer(f"  {state['cause']}")
     if (job := state["job"]) and job["state"] != "ENDED":
-        again = f", started again {job['starts_again']} times" if job["starts_again"] else ""
-        answer(f"  job {job['id']} is {job['state']}{again}")
+        answer(f"  job {job['id']} is {_of_job(job)}")
     for attempt in state["attempts"]:
         steps = f"steps {attempt['first_step']}-{attempt['last_step']}" if attempt["first_step"] else "no step kept"
         line = f"  attempt {attempt['number']} on {attempt['target']}: {attempt['state']}, {steps}"
@@ -34,4 +41,36 @@ def status(arguments: argparse.Namespace) -> int:
         pinned = ", pinned" if commit["pinned"] else ""
         answer(f"  checkpoint of step {commit['step']}, {commit['bytes'] / 1e6:.1f} MB{pinned}")
     answer(f"  {state['folder']}")
+    return 0
+
+
+def _of_job(job: Mapping[str, Any]) -> str:
+    """What its scheduler says of it, such as PENDING (BeginTime), requeued once."""
+    reason = f" ({job['reason']})" if job["reason"] else ""
+    match job["starts_again"]:
+        case 0:
+            return f"{job['state']}{reason}"
+        case 1:
+            return f"{job['state']}{reason}, requeued once"
+        case times:
+            return f"{job['state']}{reason}, requeued {times} times"
+
+
+def _group_status(members: Sequence[Run], *, as_json: bool) -> int:
+    """A table with a line for each run: the settings in which they differ, and how far each is."""
+    states = [{**run_summary(run), "changes": changes_of(run)} for run in members]
+    if as_json:
+        print(json.dumps({"group": members[0].record()["group"]["name"], "runs": states}, indent=1))
+        return 0
+    keys = list(dict.fromkeys(key for state in states for key in state["changes"]))
+    rows = [["run", *keys, "state", "step", "loss", "ETA", ""]]
+    for state in states:
+        changes = [str(state["changes"].get(key, "")) for key in keys]
+        loss = "-" if state["loss"] is None else f"{state['loss']:.4f}"
+        step = f"{state['step']}/{state['steps']}"
+        eta = "" if state["eta_seconds"] is None else duration(state["eta_seconds"])
+        rows.append([state["run"], *changes, state["state"], step, loss, eta, state["cause"]])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        answer("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0

@@ -1,4 +1,4 @@
-"""Make a run, or carry one on, and train it."""
+"""Make runs, or carry them on, and train them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkpoints.errors import OwnerAlive
@@ -18,7 +18,7 @@ from checkpoints.store import open_store, probe
 from cluster.backend import Backend, backend_named
 from cluster.job import JobState, Submission
 from launcher import loading
-from launcher.code_snapshot import code_of, copy, digests_of_copy
+from launcher.code_snapshot import Tree, code_of, copy, digests_of_copy
 from launcher.disk import synchronize
 from launcher.drift import (
     Change,
@@ -31,50 +31,141 @@ from launcher.drift import (
 )
 from launcher.environment import environment
 from launcher.errors import UsageError
+from launcher.groups import Group, describe_changes, group_of
 from launcher.overrides import flatten
-from launcher.places import store_url, word_for
+from launcher.places import word_for
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
 from launcher.runs import FORMAT, Attempt, Outcome, Run, write_json
-from launcher.supervise import make_job, start_attempt, supervise
+from launcher.supervise import Start, start_attempts, supervise
 from launcher.terminal import answer, answer_lines, say
 from launcher.watch import make_display
 
 LEAVING_SECONDS = 15.0
+PREEMPTED_CODE = 75
 
 
-def start(run: Run, resolved: loading.Resolved, plan: Plan, backend: Backend, arguments: argparse.Namespace) -> int:
-    """Make the run, and train it. It is not made when its place would refuse it."""
-    submission = backend.render(make_job(run, 1, plan.topology))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A run that is to be made, or carried on.
+
+    group: the one that it is made in, if it is. checkpoints: the URL of its store, where that is not in the run folder.
+    """
+
+    run: Run
+    resolved: loading.Resolved
+    plan: Plan
+    group: Group | None = None
+    checkpoints: str | None = None
+    is_takeover: bool = False
+
+    @property
+    def exists(self) -> bool:
+        return (self.run.folder / "run.json").exists()
+
+
+def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Namespace) -> int:
+    """Make the runs, or carry them on, and have them trained. None is touched when one of them would be refused."""
+    ready = [checked for work in works if (checked := _checked(work, arguments)) is not None]
+    if not ready:
+        return 0
+    batches = [[work] for work in ready] if backend.needs_launcher else [ready]
+    starts = [[_start_of(work, len(ready), arguments) for work in batch] for batch in batches]
+    submissions = [backend.render([start.job(len(start.run.attempts()) + 1) for start in batch]) for batch in starts]
     if arguments.dry_run:
-        return _show(submission, run, resolved, plan)
-    backend.check(submission)
-    elsewhere = arguments.checkpoints and _free_place(arguments.checkpoints, run.name)
-    _create_run(run, resolved, elsewhere)
-    return _run(run, resolved, plan, backend, arguments, is_takeover=arguments.takeover)
+        return _show(ready, submissions)
+    for submission in submissions:
+        backend.check(submission)
+    for work in ready:
+        _check_place(work)
+    _make(ready)
+    if not backend.needs_launcher:
+        return _submit(ready, starts[0], backend)
+    return _train_here(ready, [start for batch in starts for start in batch], backend)
 
 
-def _show(submission: Submission, run: Run, resolved: loading.Resolved, plan: Plan) -> int:
-    for title, text in _describe(run, resolved, plan):
-        say(f"{title:10} {text}")
+def _checked(work: Work, arguments: argparse.Namespace) -> Work | None:
+    """The work with what a run that exists adds to it; None for one that has ended well."""
+    if work.exists:
+        return _to_carry_on(work, arguments)
+    if work.run.folder.exists():
+        raise UsageError(f"{work.run.folder} exists and is not a run; choose another --name")
+    return replace(work, is_takeover=arguments.takeover)
+
+
+def _to_carry_on(work: Work, arguments: argparse.Namespace) -> Work | None:
+    """Refuse what would not be the same run, and say what has changed."""
+    run, attempts = work.run, work.run.attempts()
+    outcome = attempts[-1].outcome() if attempts else None
+    if outcome is not None and outcome.state == "SUCCEEDED":
+        say(f"{run.name} has ended well at step {outcome.step}; there is nothing to resume")
+        answer(str(run.folder))
+        return None
+    settings = flatten(loading.load_frozen(run.config).recipe) | flatten(work.resolved.recipe)
+    refuse_unknown_fields(arguments.allow_change, list(settings))
+    is_over = bool(attempts) and _has_batch_job_ended(run, attempts[-1], is_takeover=arguments.takeover)
+    if not arguments.takeover and not is_over:
+        _wait_for_owner(run, has_ended=outcome is not None)
+    plan = _with_same_threads(run, work.plan)
+    for line in check(_changes(run, work.resolved, plan), arguments.allow_change):
+        say(line)
+    return replace(
+        work, plan=plan, group=group_of(run), checkpoints=run.record().get("checkpoints"),
+        is_takeover=arguments.takeover or is_over,
+    )  # fmt: skip
+
+
+def _start_of(work: Work, count: int, arguments: argparse.Namespace) -> Start:
+    settings = {
+        **_place(work.resolved.recipe, work.plan), "takeover": work.is_takeover,
+        "allow_change": arguments.allow_change, "hang_seconds": arguments.hang_seconds,
+        "grace_seconds": arguments.grace_seconds,
+    }  # fmt: skip
+    name = work.group.name if work.group is not None and count > 1 else work.run.name
+    topology = work.plan.topology
+    return Start(run=work.run, name=name, recipe=work.resolved.recipe, topology=topology, settings=settings)
+
+
+def _show(works: Sequence[Work], submissions: Sequence[Submission]) -> int:
+    _say_all(works)
     say("dry run: nothing is made, nothing is submitted; this would be")
-    answer_lines(str(submission))
+    for submission in submissions:
+        answer_lines(str(submission))
     return 0
 
 
-def _free_place(parent: str, name: str) -> str:
-    """Where the checkpoints of a new run lie below a URL. Raises UsageError when there are some, CheckpointError."""
-    store = open_store(store_url(parent, name))
+def _check_place(work: Work) -> None:
+    """Raises UsageError when a new run cannot have its checkpoints where it wants them, and CheckpointError."""
+    if work.checkpoints is None or work.exists:
+        return
+    store = open_store(work.checkpoints)
     probe(store)
     if store.list("log/"):
-        raise UsageError(f"--checkpoints {parent}: {store.url} has those of another run; choose another --name")
-    return store.url
+        raise UsageError(f"--checkpoints: {store.url} has those of another run; choose another --name")
 
 
-def _create_run(run: Run, resolved: loading.Resolved, checkpoints: str | None) -> None:
-    """Freeze recipe and code. The folder gets its name last: it is a whole run, or it is not there."""
-    if run.folder.exists():
-        raise UsageError(f"{run.folder} exists and is not a run; choose another --name")
+def _make(works: Sequence[Work]) -> None:
+    """Runs that are new share one copy's reading of the code; those that exist get what is new in their settings."""
+    tree: Tree | None = None
+    for work in works:
+        if work.exists:
+            loading.freeze(work.resolved, work.run.code, work.run.config)
+            _write_record(work.run, work)
+            continue
+        staging = _staging(work.run)
+        tree = tree or _code_of(work)
+        _create_run(work, tree, staging)
+
+
+def _code_of(work: Work) -> Tree:
+    tree = code_of(Path(work.resolved.source))
+    if tree.left_out:
+        say(f"left out of the code snapshot: {', '.join(tree.left_out)}")
+    return tree
+
+
+def _staging(run: Run) -> Run:
+    """Where a run is made: the folder gets its name last, so that it is a whole run, or is not there."""
     staging = Run(run.folder.with_name(f".{run.name}.partial"))
     try:
         shutil.rmtree(staging.folder, ignore_errors=True)
@@ -83,45 +174,29 @@ def _create_run(run: Run, resolved: loading.Resolved, checkpoints: str | None) -
         raise UsageError(
             f"--runs-dir {run.folder.parent} cannot be written ({error.strerror}); choose another"
         ) from error
-    tree = code_of(Path(resolved.source))
+    return staging
+
+
+def _create_run(work: Work, tree: Tree, staging: Run) -> None:
+    """Freeze recipe and code."""
+    run = work.run
     copy(tree, staging.code)
-    if tree.left_out:
-        say(f"left out of the code snapshot: {', '.join(tree.left_out)}")
-    loading.freeze(resolved, tree.root, staging.config)
-    _write_record(staging, resolved, {"run": run.name} | ({"checkpoints": checkpoints} if checkpoints else {}))
+    loading.freeze(work.resolved, tree.root, staging.config)
+    _write_record(staging, work)
     synchronize(staging.folder)  # checkpoints outlive a crash of the machine, so the code that can go on with them must
     os.rename(staging.folder, run.folder)
     synchronize(run.folder.parent)
 
 
-def _write_record(run: Run, resolved: loading.Resolved, before: Mapping[str, object]) -> None:
-    now = {"format": FORMAT, "recipe": resolved.source, "steps": resolved.recipe.steps}
-    write_json(run.folder / "run.json", {**before, **now})
-
-
-def carry_on(run: Run, resolved: loading.Resolved, plan: Plan, backend: Backend, arguments: argparse.Namespace) -> int:
-    """Resume: refuse what would not be the same run, say what changed, and go on at the newest commit."""
-    attempts = run.attempts()
-    outcome = attempts[-1].outcome() if attempts else None
-    if outcome is not None and outcome.state == "SUCCEEDED":
-        say(f"{run.name} has ended well at step {outcome.step}; there is nothing to resume")
-        answer(str(run.folder))
-        return 0
-    settings = flatten(loading.load_frozen(run.config).recipe) | flatten(resolved.recipe)
-    refuse_unknown_fields(arguments.allow_change, list(settings))
-    is_over = bool(attempts) and _has_batch_job_ended(run, attempts[-1], is_takeover=arguments.takeover)
-    if not arguments.takeover and not is_over:
-        _wait_for_owner(run, has_ended=outcome is not None)
-    plan = _with_same_threads(run, plan)
-    for line in check(_changes(run, resolved, plan), arguments.allow_change):
-        say(line)
-    submission = backend.render(make_job(run, len(attempts) + 1, plan.topology))
-    if arguments.dry_run:
-        return _show(submission, run, resolved, plan)
-    backend.check(submission)
-    loading.freeze(resolved, run.code, run.config)
-    _write_record(run, resolved, run.record())
-    return _run(run, resolved, plan, backend, arguments, is_takeover=arguments.takeover or is_over)
+def _write_record(run: Run, work: Work) -> None:
+    """To `run`, which may not have its name yet."""
+    resolved, group = work.resolved, work.group
+    record = {"format": FORMAT, "run": work.run.name, "recipe": resolved.source, "steps": resolved.recipe.steps}
+    if group is not None:
+        record["group"] = group.record_of(resolved.recipe)
+    if work.checkpoints is not None:
+        record["checkpoints"] = work.checkpoints
+    write_json(run.folder / "run.json", record)
 
 
 def _has_batch_job_ended(run: Run, attempt: Attempt, *, is_takeover: bool) -> bool:
@@ -188,47 +263,66 @@ def _place(recipe: Recipe, plan: Plan) -> dict[str, object]:
     }
 
 
-def _run(
-    run: Run,
-    resolved: loading.Resolved,
-    plan: Plan,
-    backend: Backend,
-    arguments: argparse.Namespace,
-    *,
-    is_takeover: bool,
-) -> int:
-    recipe = resolved.recipe
-    for title, text in _describe(run, resolved, plan):
-        say(f"{title:10} {text}")
-    settings = {
-        **_place(recipe, plan), "takeover": is_takeover, "allow_change": arguments.allow_change,
-        "hang_seconds": arguments.hang_seconds, "grace_seconds": arguments.grace_seconds,
-    }  # fmt: skip
-    if not backend.needs_launcher:
-        return _submit(run, recipe, plan, backend, settings)
-    display = make_display(recipe.steps)
+def _train_here(works: Sequence[Work], starts: Sequence[Start], backend: Backend) -> int:
+    """One run after the other. One that fails is no reason not to train the others; one that is stopped is."""
+    codes: list[int] = []
+    for work, start in zip(works, starts, strict=True):
+        if len(works) > 1:
+            say(f"run {len(codes) + 1} of {len(works)}")
+        _say_all([work])
+        codes.append(_train_one(start, backend))
+        if codes[-1] == PREEMPTED_CODE:
+            break
+    if len(works) > 1 and works[0].group is not None:
+        say(f"{codes.count(0)} of {len(works)} runs have ended well:")
+        say(f"  launch status {_word_for(works[0].group, works)}")
+    return next(filter(None, reversed(codes)), 0)  # that of a stop, if there was one
+
+
+def _train_one(start: Start, backend: Backend) -> int:
+    display = make_display(start.recipe.steps)
     try:
-        outcome = supervise(run, recipe, plan, backend, settings, display)
+        outcome = supervise(start, backend, display)
     finally:
         display.close()
-    answer(str(run.folder))
-    _conclude(run, recipe, outcome)
+    answer(str(start.run.folder))
+    _conclude(start.run, start.recipe, outcome)
     return outcome.exit_code
 
 
-def _submit(run: Run, recipe: Recipe, plan: Plan, backend: Backend, settings: dict[str, object]) -> int:
-    """Leave the run to a scheduler, which starts it as often as it has to."""
-    attempt = start_attempt(run, recipe, plan, backend, settings)
-    where = word_for(run.folder)
-    say(f"{backend.name} job {attempt.record()['handle']} is submitted. Next:")
+def _submit(works: Sequence[Work], starts: Sequence[Start], backend: Backend) -> int:
+    """Leave the runs to a scheduler, which starts them as often as it has to."""
+    _say_all(works)
+    attempts = start_attempts(starts, backend)
+    handles, group = [attempt.record()["handle"] for attempt in attempts], works[0].group
+    if len(works) > 1 and group is not None:
+        where = _word_for(group, works)
+        say(f"{backend.name} jobs {handles[0]} to {handles[-1]} are submitted. Next:")
+    else:
+        where = word_for(works[0].run.folder)
+        say(f"{backend.name} job {handles[0]} is submitted. Next:")
     say(f"  launch status {where}")
-    say(f"  launch logs {where} -f")
+    say(f"  launch logs {word_for(works[0].run.folder)} -f")
     say(f"  launch cancel {where}")
-    answer(str(run.folder))
+    for work in works:
+        answer(str(work.run.folder))
     return 0
 
 
-def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tuple[str, str]]:
+def _word_for(group: Group, works: Sequence[Work]) -> str:
+    return word_for(works[0].run.folder.with_name(group.name))
+
+
+def _say_all(works: Sequence[Work]) -> None:
+    """What the runs have in common, and where each is."""
+    for title, text in _describe(works[0].resolved, works[0].plan):
+        say(f"{title:10} {text}")
+    for work in works:
+        changes = describe_changes(work.group.record_of(work.resolved.recipe)["changes"]) if work.group else ""
+        say(f"{'run':10} {work.run.folder}{f'  {changes}' if changes else ''}")
+
+
+def _describe(resolved: loading.Resolved, plan: Plan) -> Sequence[tuple[str, str]]:
     recipe, topology = resolved.recipe, plan.topology
     precision, reason = resolve_precision(recipe, topology)
     threads = f"{plan.threads_per_rank} thread{'s' if plan.threads_per_rank > 1 else ''}"
@@ -250,7 +344,6 @@ def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tupl
             "steps",
             f"{recipe.steps}, a checkpoint every {recipe.checkpoint.every}, the newest {recipe.checkpoint.keep} stay",
         ),
-        ("run", str(run.folder)),
     )
 
 

@@ -53,12 +53,21 @@ def main(run_folder: str, attempt_number: str | None = None) -> int:
             return _outcome(run, run.attempt(int(attempt_number)), this_machine(), notice).exit_code
         allocation = slurm_allocation()
         attempt = attempt_of(run, allocation)
+        _print_to(attempt.logs / f"node-{allocation.node}.log")
         outcome = attempt.outcome() or _outcome(run, attempt, allocation, notice)
     except (LaunchError, ClusterError) as error:
         print(f"launch: {error}", file=sys.stderr, flush=True)
         return int(error.exit_code)
     is_resumable = outcome.exit_code == PREEMPTED_CODE
     return 0 if is_resumable and not outcome.wants_another_start else outcome.exit_code
+
+
+def _print_to(log: Path) -> None:
+    """From here on what this process and its children print is there: each start of a job has logs of its own."""
+    with open(log, "ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
 
 
 def _outcome(run: Run, attempt: Attempt, allocation: Allocation, notice: Notice) -> Outcome:

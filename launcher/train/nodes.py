@@ -10,13 +10,15 @@ import json
 import os
 import queue
 import secrets
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener, wait
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge, wait
 from typing import Any
 
 from cluster.allocation import Allocation
@@ -31,6 +33,7 @@ JOIN_SECONDS = 300.0
 LEAVE_SECONDS = 10.0
 LOST_CODE = 75
 _POLL_SECONDS = 0.1
+_ACCEPT_SECONDS = 0.02
 _LEADER = 0
 
 
@@ -164,24 +167,31 @@ class Nodes:
 
     def _await_followers(self, deadline: float) -> None:
         key = secrets.token_bytes(32)
-        with Listener((self.address, 0), backlog=self.count, authkey=key) as listener:
-            address, port = listener.address[:2]
+        with socket.create_server((self.address, 0), backlog=self.count) as listener:
+            address, port = listener.getsockname()
             self._attempt.write_leader({"address": address, "port": port, "key": key.hex()})
-            is_late = threading.Event()
-            joining = threading.Thread(target=self._accept, args=(listener, is_late), name="joining", daemon=True)
-            joining.start()
-            joining.join(deadline - time.monotonic())
-            is_late.set()
-            if missing := [self._allocation.hosts[node] for node in range(1, self.count) if node not in self._peers]:
-                raise NodeLost(f"{', '.join(missing)} did not join within {JOIN_SECONDS:.0f} s")
+            listener.settimeout(_ACCEPT_SECONDS)
+            while len(self._peers) < self.count - 1 and time.monotonic() < deadline:
+                with suppress(OSError):
+                    stranger, _ = listener.accept()
+                    # One that says nothing, whoever it is, holds up nobody else.
+                    threading.Thread(target=self._admit, args=(stranger, key), name="joining", daemon=True).start()
+        if missing := [self._allocation.hosts[node] for node in range(1, self.count) if node not in self._peers]:
+            raise NodeLost(f"{', '.join(missing)} did not join within {JOIN_SECONDS:.0f} s")
 
-    def _accept(self, listener: Listener, is_late: threading.Event) -> None:
-        while len(self._peers) < self.count - 1 and not is_late.is_set():
-            with suppress(AuthenticationError, OSError, EOFError, ValueError):
-                connection = listener.accept()
-                if connection.poll(LOST_SECONDS):
-                    node = int(json.loads(connection.recv_bytes())["content"])
-                    self._peers[node] = _Peer(connection)
+    def _admit(self, stranger: socket.socket, key: bytes) -> None:
+        """Take in a follower, which proves that it has the key. One that stops within a message, now or later, is as
+        good as gone."""
+        with suppress(AuthenticationError, OSError, EOFError, ValueError), ExitStack() as undo:
+            undo.callback(stranger.close)
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(LOST_SECONDS))
+            connection: Connection[Any, Any] = Connection(stranger.detach())
+            undo.callback(connection.close)
+            deliver_challenge(connection, key)
+            answer_challenge(connection, key)
+            node = int(json.loads(connection.recv_bytes())["content"])
+            undo.pop_all()
+            self._peers[node] = _Peer(connection)
 
     def _find_leader(self, deadline: float) -> Connection[Any, Any]:
         while time.monotonic() < deadline:
@@ -247,6 +257,10 @@ class Nodes:
 
     def _lose(self, node: int, what: str) -> None:
         self._lost = self._lost or f"node {node} ({self._allocation.hosts[node]}) {what}"
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
 
 
 class _Peer:

@@ -81,6 +81,10 @@ def test_a_requeue_at_a_random_moment_and_the_signal_before_the_time_limit_chang
     run.check_ending()
     assert outcomes(run) == ["PREEMPTED", "PREEMPTED", "SUCCEEDED"]
     assert [attempt["cause"] for attempt in run.status()["attempts"]] == ["SIGTERM", "SIGUSR1", ""]
+    logs = [sorted(log.name for log in (attempt / "logs").iterdir()) for attempt in run.attempts()]
+    assert logs == [["node-0.log", "node-1.log", *(f"rank-{rank}.log" for rank in range(RANKS))]] * 3
+    said = (run.run / "slurm/node-1.log").read_text()
+    assert said.count("Loading pickle") == 3, said  # what submitit says each time is appended
 
 
 def test_a_job_that_waits_is_shown_so_and_can_be_cancelled(slurm, course):
@@ -160,6 +164,54 @@ def test_a_node_that_loses_its_power_is_replaced(slurm, course):
     assert outcomes(run) == ["LOST", "SUCCEEDED"]
     assert set(hosts(run, 2).values()) == {"node1", "node3"}
     slurm.idle()
+
+
+def test_a_sweep_is_one_array_of_runs_which_slurm_starts_again_one_by_one(slurm, course):
+    words = [*course.words(1), "--on", "slurm", "slurm.gpus=none", "slurm.memory=2G"]
+    bad = slurm.launch(*words, "--name", "sweep", "--sweep", "optimizer.lr=1e-3,-1")
+    assert (bad.returncode, bad.stderr.count("\n"), "optimizer.lr=-1" in bad.stderr) == (2, 1, True), bad.stderr
+    sweep = [*words, "--name", "sweep", "--sweep", "optimizer.lr=1e-3,2e-3"]
+    shown = slurm.launch(*sweep, "--dry-run").stdout
+    assert list(slurm.runs.glob("*sweep*")) == []
+    result = slurm.launch(*sweep)
+    assert result.returncode == 0, result.stderr
+    runs = [slurm_run(slurm, course, f"sweep-{index}") for index in range(2)]
+    assert result.stdout.splitlines() == [str(run.run) for run in runs]
+    array = runs[0].job.removesuffix("_0")
+    assert [run.job for run in runs] == [f"{array}_{index}" for index in range(2)]
+    script = (runs[0].run / f"slurm/{array}_submission.sh").read_text()
+    assert shown == f"{script}\n# what is called on each node\n" + "".join(f"# {payload(run)}\n" for run in runs)
+    runs[1].wait_for_step(10)
+    slurm.run("scontrol", "requeue", runs[1].job)
+    slurm.hurry(runs[1].job)
+    for run in runs:
+        run.wait_for_success()
+    assert [outcomes(run) for run in runs] == [["SUCCEEDED"], ["PREEMPTED", "SUCCEEDED"]]
+    table = slurm.launch("status", "sweep").stdout.splitlines()
+    assert [line.split()[:4] for line in table] == [
+        ["run", "optimizer.lr", "state", "step"],
+        ["sweep-0", "0.001", "SUCCEEDED", "120/120"],
+        ["sweep-1", "0.002", "SUCCEEDED", "120/120"],
+    ]
+
+
+def test_a_group_that_waits_is_cancelled_as_one_and_its_members_are_resumed_one_by_one(slurm, course):
+    words = [*course.words(1), "--on", "slurm", "slurm.gpus=none", "slurm.lines=--hold"]
+    assert slurm.launch(*words, "--name", "group", "--seeds", "3").returncode == 0
+
+    def states() -> list[str]:
+        return [run["state"] for run in json.loads(slurm.launch("status", "group", "--json").stdout)["runs"]]
+
+    assert states() == ["PENDING"] * 3
+    cancelled = slurm.launch("cancel", "group-1")
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert states() == ["PENDING", "CANCELLED", "PENDING"]
+    assert slurm.launch("cancel", "group").returncode == 0
+    assert states() == ["CANCELLED"] * 3
+    assert slurm.launch("resume", "group-1").returncode == 0
+    assert states() == ["CANCELLED", "PENDING", "CANCELLED"]
+    assert json.loads((slurm.runs / "group-1/attempts/0002/attempt.json").read_text())["handle"].isdecimal()
+    assert slurm.launch("cancel", "group").returncode == 0
 
 
 BAD: dict[str, tuple[dict[str, str], str, int, str]] = {

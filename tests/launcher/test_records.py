@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import DamagedRun
-from launcher.records import Records
+from launcher.records import PACE_STEPS, Records
 
 
 def write(path: Path, attempts: list[int]) -> list[dict[str, Any]]:
@@ -99,3 +99,14 @@ def test_few_records_are_read_however_long_the_run_is(tmp_path: Path, steps: int
     found = Counting(tmp_path / "metrics.jsonl")
     assert found.steps_of(3) == (1 + steps * 2 // 5, steps * 3 // 5)
     assert found.reads < 60
+
+
+def test_the_pace_is_that_of_the_newest_steps_of_the_newest_attempt(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert Records(path).seconds_per_step() is None
+    seconds = [(1, 9.0)] * 5 + [(2, 8.0)] * 3 + [(2, 0.5)] * (PACE_STEPS - 1) + [(2, 2.5)]
+    with path.open("w") as file:
+        for step, (attempt, compute) in enumerate(seconds, 1):
+            record = {"step": step, "loss": 1.0, "attempt": attempt, "seconds_compute": compute, "seconds_data": "x"}
+            file.write(json.dumps(record) + "\n")
+    assert Records(path).seconds_per_step() == (0.5 * (PACE_STEPS - 1) + 2.5) / PACE_STEPS

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from support.runs_for_tests import REPOSITORY, TINY
 
 from cluster.errors import ClusterError
+from cluster.slurm.settings import SlurmSettings
+from launcher.cli import main
 from launcher.errors import UsageError
 from launcher.targets import choose_target
 
@@ -21,13 +24,23 @@ def _with_profiles(tmp_path, monkeypatch):
 
 
 def settings(on: str | None, *words: str, **before: object) -> dict[str, object]:
-    """Those that are not left to Slurm."""
+    """Those that are not as they are without any."""
     target = choose_target(on, 1, words, before)
-    return {key: value for key, value in target.backend.settings().items() if value and "signal" not in key}
+    return {key: value for key, value in target.backend.settings().items() if value != getattr(SlurmSettings(), key)}
 
 
 def test_without_a_flag_it_is_this_machine_where_there_is_no_slurm():
     assert choose_target(None, 2, ["steps=3"], {}).backend.name == "local"
+
+
+def test_where_there_is_no_slurm_a_run_for_it_is_refused_in_one_line_and_not_made(tmp_path, capsys):
+    words = [str(REPOSITORY / TINY), "--on", "slurm", "--runs-dir", str(tmp_path / "runs")]
+    for settings in ([], ["slurm.gpus=none"], ["slurm.gpus=none", "--seeds", "2"]):
+        assert main([*words, *settings]) == 3
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err.count("\n")) == ("", 1)
+        assert "is not on this machine; use a machine that can submit to Slurm" in captured.err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_profile_is_read_and_the_command_line_wins():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +134,38 @@ def test_a_stranger_without_the_key_does_not_join(attempt):
     assert on_each(2, lambda nodes: nodes.share(lambda: {"ok": 1}), attempt) == [{"ok": 1}] * 2
     stranger.join(60)
     assert (attempt.folder / "leader.json").stat().st_mode & 0o077 == 0
+
+
+def test_strangers_that_say_nothing_hold_up_nobody_and_are_sent_away(attempt, monkeypatch):
+    monkeypatch.setattr(nodes_module, "JOIN_SECONDS", 60.0)
+    monkeypatch.setattr(nodes_module, "LOST_SECONDS", 2.0)
+    are_here = threading.Event()
+
+    def strange() -> list[bytes]:
+        leader = wait_for(attempt.leader, "the leader")
+        strangers = [socket.create_connection((leader["address"], leader["port"])) for _ in range(5)]
+        strangers[0].sendall(b"\0")  # the start of a message
+        are_here.set()
+        answers = []
+        for stranger in strangers:
+            stranger.settimeout(60)
+            with stranger, contextlib.suppress(ConnectionResetError):
+                while answer := stranger.recv(4096):
+                    answers.append(answer)
+        return answers
+
+    def work(node: int) -> dict[str, Any]:
+        nodes = Nodes(attempt, Allocation(job="7", start=0, node=node, hosts=("a", "b")), "127.0.0.1")
+        assert node == 0 or are_here.wait(60)
+        nodes.meet()
+        answer = nodes.share(lambda: {"ok": 1})
+        nodes.close()
+        return answer
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = pool.submit(strange)
+        assert list(pool.map(work, range(2))) == [{"ok": 1}] * 2
+        assert answers.result(60)  # each got a challenge, and then the end
 
 
 def test_nodes_that_do_not_come_are_named(attempt, monkeypatch):
