@@ -207,6 +207,13 @@ class Attempt:
     def open_events(self) -> Events:
         return Events(self.events)
 
+    def read_events(self) -> Iterator[dict[str, Any]]:
+        """Those so far, in order; none while there is no file."""
+        with contextlib.suppress(FileNotFoundError), open_regular(self.events) as file:
+            for event, _ in json_lines(file):
+                if event:
+                    yield event
+
     def record(self) -> dict[str, Any]:
         return read_json(self.folder / "attempt.json", _ATTEMPT_TYPES) or {}
 

@@ -80,7 +80,9 @@ def test_a_requeue_at_a_random_moment_and_the_signal_before_the_time_limit_chang
     run.wait_for_success()
     run.check_ending()
     assert outcomes(run) == ["PREEMPTED", "PREEMPTED", "SUCCEEDED"]
-    assert [attempt["cause"] for attempt in run.status()["attempts"]] == ["SIGTERM", "SIGUSR1", ""]
+    requeued, limited, last = (attempt["cause"] for attempt in run.status()["attempts"])
+    assert requeued.startswith("SIGTERM (Slurm's KillWait is 5 s)")
+    assert (limited, last) == ("SIGUSR1 (the job has no time limit)", "")
 
 
 def test_a_job_that_waits_is_shown_so_and_can_be_cancelled(slurm, course):
@@ -112,6 +114,8 @@ def test_a_job_of_a_higher_priority_gets_its_nodes_and_the_run_goes_on_after_it(
     run.check_ending()
     assert outcomes(run) == ["PREEMPTED", "SUCCEEDED"]
     assert slurm.job(run.job)["Restarts"] == "1"
+    assert run.status()["attempts"][0]["cause"] == "SIGTERM (preempted with 20 s of grace)"
+    assert "SIGTERM (preempted with 20 s of grace): saving if there is time" in run.told()
 
 
 def test_a_killed_rank_has_all_ranks_of_all_nodes_start_again_in_the_same_job(slurm, course):
