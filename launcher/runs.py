@@ -45,6 +45,7 @@ _RUN_TYPES = {"run": str, "recipe": str, "steps": int}
 _ATTEMPT_TYPES = {
     "target": str, "handle": str, "ranks_per_node": int, "threads_per_rank": int, "nodes": int, "micro": int,
     "precision": str, "has_gpus": bool, "start": int, "commits": int, "submission": int, "settings": dict,
+    "asked_nodes": int,
 }  # fmt: skip
 _LEADER_TYPES = {"address": str, "port": int, "key": str}
 _OUTCOME_TYPES = {"state": str, "cause": str, "exit_code": int, "step": int | None, "details": str, "log": str}

@@ -66,11 +66,17 @@ def batch_script(job: Job, settings: SlurmSettings) -> str:
     return "\n".join(lines) + "\n" + _END
 
 
+def _nodes(most: int, least: int | None) -> str:
+    if least is not None and least > most:
+        raise ClusterError(f"slurm.least_nodes={least} is more than --nodes {most}; use at most that")
+    return str(most) if least in (None, most) else f"{least}-{most}"
+
+
 def _options(job: Job, settings: SlurmSettings, cpus: int) -> Iterator[str]:
     """In the order of the reader's interest."""
     topology = job.topology
     yield f"--job-name={job.name}"
-    yield f"--nodes={topology.nodes}"
+    yield f"--nodes={_nodes(topology.nodes, settings.least_nodes)}"
     yield "--ntasks-per-node=1"
     yield f"--cpus-per-task={cpus}"
     if topology.has_gpus:

@@ -100,6 +100,13 @@ def test_gpus_are_asked_for_as_the_settings_spell_it():
     assert "--cpus-per-task=8" in options(text)
 
 
+def test_fewer_nodes_are_asked_for_as_a_range():
+    assert "--nodes=1-2" in options(script(least_nodes="1"))
+    assert "--nodes=2" in options(script(least_nodes="2"))
+    with pytest.raises(ClusterError, match=r"slurm.least_nodes=3 is more than --nodes 2; use at most that"):
+        script(least_nodes="3")
+
+
 def test_a_script_does_not_grow_with_the_nodes():
     many = replace(JOB, topology=replace(JOB.topology, nodes=2048))
     assert len(script(many)) == len(script()) + 3

@@ -173,5 +173,5 @@ def start_cluster() -> Cluster:
     return cluster
 
 
-def slurm_run(cluster: Cluster, course: Course, name: str, nodes: int = NODES) -> SlurmRun:
-    return SlurmRun(course=course, name=name, ranks=RANKS, cluster=cluster, nodes=nodes)
+def slurm_run(cluster: Cluster, course: Course, name: str, nodes: int = NODES, ranks: int = RANKS) -> SlurmRun:
+    return SlurmRun(course=course, name=name, ranks=ranks, cluster=cluster, nodes=nodes)
