@@ -63,7 +63,7 @@ def _next(run: Run, allocation: Allocation) -> Attempt:
         newest.write_record(mine)
         return newest
     if (lost := _lost_starts(run)) > LOST_STARTS_WITHOUT_COMMIT:
-        cause = f"the job was lost {lost} times in a row without a new commit"
+        cause = f"the job was lost or out of time {lost} times in a row without a new commit"
         newest.write_outcome(Outcome(state="FAILED", cause=cause, exit_code=NoProgress.exit_code))
         newest.write_record(mine)
         return newest
@@ -80,11 +80,11 @@ def _spread(run: Run, record: Mapping[str, Any], nodes: int) -> dict[str, object
 
 
 def _lost_starts(run: Run) -> int:
-    """How many attempts have been lost since the newest commit. Those that were preempted do not count."""
+    """How many attempts were lost, or too short for a save, since the newest commit; not those that were preempted."""
     commits, lost = commit_count(run), 0
     for attempt in reversed(run.attempts()):
         if attempt.record().get("commits") != commits:
             break
         outcome = attempt.outcome()
-        lost += outcome is None or outcome.state == "LOST"
+        lost += outcome is None or outcome.state == "LOST" or outcome.is_out_of_time
     return lost

@@ -48,7 +48,15 @@ _ATTEMPT_TYPES = {
     "asked_nodes": int,
 }  # fmt: skip
 _LEADER_TYPES = {"address": str, "port": int, "key": str}
-_OUTCOME_TYPES = {"state": str, "cause": str, "exit_code": int, "step": int | None, "details": str, "log": str}
+_OUTCOME_TYPES = {
+    "state": str,
+    "cause": str,
+    "exit_code": int,
+    "step": int | None,
+    "details": str,
+    "log": str,
+    "is_out_of_time": bool,
+}
 _NUMBER = re.compile(r"[0-9]{4,9}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -170,6 +178,7 @@ class Outcome:
     step: int | None = None  # the last completed step; None when not one was completed
     details: str = ""  # the traceback of the first failure
     log: str = ""  # the log file that tells more
+    is_out_of_time: bool = False  # the time limit of its job ended it, and nobody else
 
     @property
     def wants_another_start(self) -> bool:

@@ -45,8 +45,9 @@ def batch_script(job: Job, settings: SlurmSettings) -> str:
     cpus = cpus_per_node(settings, ranks_per_node=topology.ranks_per_node, has_gpus=topology.has_gpus)
     folder, code = job.run_folder / FOLDER, shlex.quote(str(job.folder))
     missing = f"launch: {job.folder} is not visible on this node; --runs-dir must be on a file system that all share"
+    # Of the job it would make Slurm content with the least number of nodes: it counts tasks.
     task = [
-        "srun", "--unbuffered", "--open-mode=append", "--kill-on-bad-exit=0", "--wait=60", f"--cpus-per-task={cpus}",
+        "srun", "--ntasks-per-node=1", "--unbuffered", "--open-mode=append", "--kill-on-bad-exit=0", "--wait=60", f"--cpus-per-task={cpus}",
         f"--output={job.logs}/node-%t.log",
         sys.executable, "-u", "-m", "submitit.core._submit", str(folder),
     ]  # fmt: skip
@@ -69,7 +70,7 @@ def batch_script(job: Job, settings: SlurmSettings) -> str:
 def _nodes(most: int, least: int | None) -> str:
     if least is not None and least > most:
         raise ClusterError(f"slurm.least_nodes={least} is more than --nodes {most}; use at most that")
-    return str(most) if least in (None, most) else f"{least}-{most}"
+    return str(most) if least is None else f"{least}-{most}"
 
 
 def _options(job: Job, settings: SlurmSettings, cpus: int) -> Iterator[str]:
@@ -77,7 +78,6 @@ def _options(job: Job, settings: SlurmSettings, cpus: int) -> Iterator[str]:
     topology = job.topology
     yield f"--job-name={job.name}"
     yield f"--nodes={_nodes(topology.nodes, settings.least_nodes)}"
-    yield "--ntasks-per-node=1"
     yield f"--cpus-per-task={cpus}"
     if topology.has_gpus:
         kind = f"{settings.gpu_type}:" if settings.gpu_type else ""

@@ -15,6 +15,7 @@ from launcher.terminal import say
 
 LEAVING_SECONDS = 1.0  # before the end, so that nothing is left for whoever ends it by force
 _LOOK_SECONDS = 0.1
+_SAME_SECONDS = 2.0  # schedulers tell whole seconds
 _ANSWER_SECONDS = 12.0  # the agent asks twice at most
 
 
@@ -39,6 +40,11 @@ class Grace:
         """Seconds until the run should be gone if nobody asks it to stop; infinite where it has no limit."""
         limit = self.notice.limit()
         return math.inf if limit is None else limit.seconds_left() - LEAVING_SECONDS
+
+    def is_out_of_time(self) -> bool:
+        """Whether the end is the time limit: after the notice the scheduler has told the same as before it."""
+        limit, end = self.notice.limit(), self._end() if self.notice.is_given() else None
+        return limit is not None and end is not None and abs(limit.at - end.at) < _SAME_SECONDS
 
     def _end(self) -> Mark | None:
         """What the agent was told by the scheduler, for which it needs a moment; None where there is no scheduler."""
@@ -70,7 +76,8 @@ def leave_in_time(grace: Grace, attempt: Attempt, ask: Callable[[], Mark] | None
         if attempt.outcome() is None:
             time_given = "this time" if grace.seconds is None else f"the {grace.seconds:g} s of grace"
             cause = f"{notice.reason()}; {time_given} ended first"
-            attempt.write_outcome(Outcome(state="PREEMPTED", cause=cause, exit_code=75))
+            is_out_of_time = grace.is_out_of_time()
+            attempt.write_outcome(Outcome(state="PREEMPTED", cause=cause, exit_code=75, is_out_of_time=is_out_of_time))
         os._exit(75)
 
     threading.Thread(target=leave, name="grace", daemon=True).start()

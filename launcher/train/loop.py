@@ -119,7 +119,9 @@ def _stopped(session: Session) -> Outcome:
     is_early = session.progress.step == session.recipe.stop_after
     cause = session.notice.reason() or (STOP_AFTER if is_early else "another node was asked to stop")
     session.close(is_finished=False)
-    return Outcome(state="PREEMPTED", cause=cause, exit_code=75, step=session.committed_step)
+    is_out_of_time = session.grace.is_out_of_time()
+    step = session.committed_step
+    return Outcome(state="PREEMPTED", cause=cause, exit_code=75, step=step, is_out_of_time=is_out_of_time)
 
 
 def _evaluate(session: Session) -> bool:

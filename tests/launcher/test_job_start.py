@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support.runs_for_tests import REPOSITORY
 
@@ -77,10 +79,14 @@ def test_a_run_that_has_ended_gets_no_further_attempt(run):
         assert attempt_of(run, allocation(1)) == first
 
 
-def test_a_job_that_is_lost_again_and_again_fails(run):
+@pytest.mark.parametrize("outcome", [None, replace(PREEMPTED, is_out_of_time=True)])
+def test_a_job_that_is_lost_or_out_of_time_again_and_again_fails(run, outcome):
     submitted(run, handle="7")
     for start in range(LOST_STARTS_WITHOUT_COMMIT + 1):
-        assert attempt_of(run, allocation(start)).number == start + 1
+        attempt = attempt_of(run, allocation(start))
+        assert attempt.number == start + 1
+        if outcome is not None:
+            attempt.write_outcome(outcome)
     last = attempt_of(run, allocation(LOST_STARTS_WITHOUT_COMMIT + 1))
     assert last.number == LOST_STARTS_WITHOUT_COMMIT + 1
     outcome = last.outcome()
