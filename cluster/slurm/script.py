@@ -37,7 +37,7 @@ def cpus_per_node(settings: SlurmSettings, *, ranks_per_node: int, has_gpus: boo
 
 
 def batch_script(job: Job, settings: SlurmSettings) -> str:
-    """One task per node, which submitit hands the payload."""
+    """One task per node, which submitit hands the payload. Raises ClusterError."""
     for path in (job.run_folder, job.folder, job.logs, Path(sys.executable)):
         if not str(path).isprintable() or set(str(path)) & {"\\", "%"}:
             raise ClusterError(f"{str(path)!r} has a character that Slurm cannot have in a path; use another folder")
@@ -47,8 +47,8 @@ def batch_script(job: Job, settings: SlurmSettings) -> str:
     missing = f"launch: {job.folder} is not visible on this node; --runs-dir must be on a file system that all share"
     # Of the job it would make Slurm content with the least number of nodes: it counts tasks.
     task = [
-        "srun", "--ntasks-per-node=1", "--unbuffered", "--open-mode=append", "--kill-on-bad-exit=0", "--wait=60", f"--cpus-per-task={cpus}",
-        f"--output={job.logs}/node-%t.log",
+        "srun", "--ntasks-per-node=1", "--unbuffered", "--open-mode=append", "--kill-on-bad-exit=0", "--wait=60",
+        f"--cpus-per-task={cpus}", f"--output={job.logs}/node-%t.log",
         sys.executable, "-u", "-m", "submitit.core._submit", str(folder),
     ]  # fmt: skip
     lines = [
