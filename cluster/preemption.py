@@ -20,10 +20,23 @@ _PATH_VARIABLE = "LAUNCH_NOTICE"
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A moment of this machine's `time.monotonic()`, infinite for never, and in a few words what it is or why."""
+
+    at: float
+    why: str
+
+    def seconds_left(self) -> float:
+        return self.at - time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """A symbolic link that leads nowhere and whose target says when and why to stop: it is made whole, or not at all.
 
-    It lies on the node's own disk, so that looking for it costs microseconds, and takes no space there.
+    It lies on the node's own disk, so that looking for it costs microseconds, and takes no space there. Where a
+    scheduler ends jobs by force, two more lie beside it: when it will, as known from the start on, and as it says after
+    the notice.
     """
 
     path: Path
@@ -37,27 +50,54 @@ class Notice:
 
     def give(self, reason: str) -> None:
         """The first reason stands. Safe in a signal handler."""
-        with contextlib.suppress(FileExistsError, FileNotFoundError):  # given already, or the node has cleaned up
-            os.symlink(f"{time.monotonic()} {reason}", self.path)
+        _make(self.path, Mark(time.monotonic(), reason))
 
     def is_given(self) -> bool:
         return os.path.lexists(self.path)
 
     def reason(self) -> str:
-        """Why to stop; empty when the notice was not given."""
-        return self._read()[1]
+        """Why to stop, and how long that may take where this is known; empty when the notice was not given."""
+        given, end = _read(self.path), self.end()
+        if given is None:
+            return ""
+        return given.why if end is None else f"{given.why} ({end.why})"
 
     def seconds_ago(self) -> float | None:
         """How long ago the notice was given; None when it was not."""
-        given, _ = self._read()
-        return None if given is None else time.monotonic() - given
+        given = _read(self.path)
+        return None if given is None else -given.seconds_left()
 
-    def _read(self) -> tuple[float | None, str]:
-        try:
-            given, _, reason = os.readlink(self.path).partition(" ")
-        except FileNotFoundError:
-            return None, ""
-        return float(given), reason
+    def set_limit(self, limit: Mark) -> None:
+        """Tell the ranks of this node when the job ends, if nobody asks it to stop before."""
+        _make(self._beside("limit"), limit)
+
+    def limit(self) -> Mark | None:
+        """None where no scheduler has a limit."""
+        return _read(self._beside("limit"))
+
+    def set_end(self, end: Mark) -> None:
+        """Tell the ranks of this node when the job ends now that it was asked to stop."""
+        _make(self._beside("end"), end)
+
+    def end(self) -> Mark | None:
+        """None as long as it is not known."""
+        return _read(self._beside("end"))
+
+    def _beside(self, name: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{name}")
+
+
+def _make(path: Path, mark: Mark) -> None:
+    with contextlib.suppress(FileExistsError, FileNotFoundError):  # made already, or the node has cleaned up
+        os.symlink(f"{mark.at} {mark.why}", path)
+
+
+def _read(path: Path) -> Mark | None:
+    try:
+        at, _, why = os.readlink(path).partition(" ")
+    except FileNotFoundError:
+        return None
+    return Mark(float(at), why)
 
 
 def handle_signals(notice: Notice) -> None:

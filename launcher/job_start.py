@@ -6,10 +6,15 @@ The first node decides, and makes the new attempt; the others wait for it to app
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from cluster.allocation import Allocation
 from cluster.errors import ClusterError
+from cluster.topology import Topology
 from launcher.errors import NoProgress
+from launcher.loading import load_frozen
+from launcher.plan import make_plan
 from launcher.runs import Attempt, Outcome, Run
 from launcher.status import commit_count
 
@@ -52,25 +57,34 @@ def _next(run: Run, allocation: Allocation) -> Attempt:
     # The launcher may not have had the time to note which job it was given.
     if record.get("handle", allocation.job) != allocation.job:
         raise ClusterError(f"{run.folder} went on as job {record['handle']}; job {allocation.job} stops")
-    mine = {**record, "handle": allocation.job, "start": allocation.start}
+    mine = {**record, "handle": allocation.job, "start": allocation.start, **_spread(run, record, allocation.nodes)}
     outcome = newest.outcome()
     if "start" not in record or (outcome is not None and not outcome.wants_another_start):
         newest.write_record(mine)
         return newest
     if (lost := _lost_starts(run)) > LOST_STARTS_WITHOUT_COMMIT:
-        cause = f"the job was lost {lost} times in a row without a new commit"
+        cause = f"the job was lost or out of time {lost} times in a row without a new commit"
         newest.write_outcome(Outcome(state="FAILED", cause=cause, exit_code=NoProgress.exit_code))
         newest.write_record(mine)
         return newest
     return run.new_attempt({**mine, "started": time.time(), "commits": commit_count(run)})
 
 
+def _spread(run: Run, record: Mapping[str, Any], nodes: int) -> dict[str, object]:
+    """What is otherwise when the scheduler gives another number of nodes than before; the global batch stays."""
+    if nodes == record["nodes"]:
+        return {}
+    topology = Topology(nodes=nodes, ranks_per_node=record["ranks_per_node"], has_gpus=record["has_gpus"])
+    plan = make_plan(load_frozen(run.config).recipe, topology, cores_per_node=1)  # as many threads as before
+    return {"nodes": nodes, "micro": plan.micro, "asked_nodes": record.get("asked_nodes", record["nodes"])}
+
+
 def _lost_starts(run: Run) -> int:
-    """How many attempts have been lost since the newest commit. Those that were preempted do not count."""
+    """How many attempts were lost, or too short for a save, since the newest commit; not those that were preempted."""
     commits, lost = commit_count(run), 0
     for attempt in reversed(run.attempts()):
         if attempt.record().get("commits") != commits:
             break
         outcome = attempt.outcome()
-        lost += outcome is None or outcome.state == "LOST"
+        lost += outcome is None or outcome.state == "LOST" or outcome.is_out_of_time
     return lost

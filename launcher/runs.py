@@ -45,9 +45,18 @@ _RUN_TYPES = {"run": str, "recipe": str, "steps": int, "group": dict}
 _ATTEMPT_TYPES = {
     "target": str, "handle": str, "ranks_per_node": int, "threads_per_rank": int, "nodes": int, "micro": int,
     "precision": str, "has_gpus": bool, "start": int, "commits": int, "submission": int, "settings": dict,
+    "asked_nodes": int,
 }  # fmt: skip
 _LEADER_TYPES = {"address": str, "port": int, "key": str}
-_OUTCOME_TYPES = {"state": str, "cause": str, "exit_code": int, "step": int | None, "details": str, "log": str}
+_OUTCOME_TYPES = {
+    "state": str,
+    "cause": str,
+    "exit_code": int,
+    "step": int | None,
+    "details": str,
+    "log": str,
+    "is_out_of_time": bool,
+}
 _NUMBER = re.compile(r"[0-9]{4,9}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -169,6 +178,7 @@ class Outcome:
     step: int | None = None  # the last completed step; None when not one was completed
     details: str = ""  # the traceback of the first failure
     log: str = ""  # the log file that tells more
+    is_out_of_time: bool = False  # the time limit of its job ended it, and nobody else
 
     @property
     def wants_another_start(self) -> bool:
@@ -206,6 +216,13 @@ class Attempt:
 
     def open_events(self) -> Events:
         return Events(self.events)
+
+    def read_events(self) -> Iterator[dict[str, Any]]:
+        """Those so far, in order; none while there is no file."""
+        with contextlib.suppress(FileNotFoundError), open_regular(self.events) as file:
+            for event, _ in json_lines(file):
+                if event:
+                    yield event
 
     def record(self) -> dict[str, Any]:
         return read_json(self.folder / "attempt.json", _ATTEMPT_TYPES) or {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from cluster.backend import backend_named
 from cluster.job import JobState, Situation
 from launcher.pace import stragglers
 from launcher.records import Records
-from launcher.runs import Attempt, Run, json_lines, open_regular
+from launcher.runs import Attempt, Run
 
 
 def run_state(run: Run) -> dict[str, Any]:
@@ -174,9 +173,8 @@ def _state_without_outcome(attempt: Attempt, job: _JobState | None, *, has_steps
 
 
 def _last_event(attempt: Attempt) -> dict[str, Any]:
-    """Empty while there is none; the file may be growing."""
+    """Empty while there is none."""
     last: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError), open_regular(attempt.events) as file:
-        for event, _ in json_lines(file):
-            last = event or last
+    for event in attempt.read_events():
+        last = event
     return last

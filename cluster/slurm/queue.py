@@ -10,6 +10,7 @@ from cluster.errors import ClusterError, Refused
 from cluster.job import JobState, Situation
 
 _SECONDS = 30.0
+_HURRY_SECONDS = 5.0  # for a job that is about to be ended
 _PATIENCE_SECONDS = 3.0  # without a configuration Slurm's commands look for one in the name service
 _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _ENDED = {
@@ -41,6 +42,21 @@ def situation_of(job: str) -> Situation:
     comment = re.search(r"Comment=(launch: .*?) [A-Z]\w+=", said)  # what the batch script could tell in no other way
     words = [word if word != state else "None", found.get("Reason", "None"), comment[1] if comment else "None"]
     return Situation(state=state, reason=" ".join(word for word in words if word != "None"), starts_again=again)
+
+
+def job_fields(job: str) -> dict[str, str]:
+    """What the controller says of a job, field by field, with times in seconds since the epoch. Raises ClusterError."""
+    said = _run("scontrol", "show", "job", "--oneliner", job, seconds=_HURRY_SECONDS, SLURM_TIME_FORMAT="%s")
+    return dict(re.findall(r"(\w+)=(\S*)", said))
+
+
+def kill_wait_seconds() -> int:
+    """From SIGTERM to SIGKILL, when Slurm ends a job. Raises ClusterError."""
+    said = _run("scontrol", "show", "config", seconds=_HURRY_SECONDS)
+    found = re.search(r"^KillWait\s*=\s*(\d+) sec", said, re.MULTILINE)
+    if found is None:
+        raise SlurmSilent("scontrol show config has no KillWait")
+    return int(found[1])
 
 
 def _state(word: str) -> JobState:
@@ -80,9 +96,9 @@ def has_gpus(partition: str | None) -> bool:
     return False
 
 
-def _run(*command: str, stdin: str = "", seconds: float = _SECONDS) -> str:
+def _run(*command: str, stdin: str = "", seconds: float = _SECONDS, **variables: str) -> str:
     """What the command prints. Raises SlurmSilent when it is missing or gets no answer, and Refused when it fails."""
-    environment = {**os.environ, "LC_ALL": "C"}
+    environment = {**os.environ, "LC_ALL": "C", **variables}
     try:
         result = subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=seconds, env=environment, check=False

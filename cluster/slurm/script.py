@@ -41,7 +41,10 @@ def cpus_per_node(settings: SlurmSettings, *, ranks_per_node: int, has_gpus: boo
 
 
 def batch_script(jobs: Sequence[Job], settings: SlurmSettings) -> str:
-    """One task per node, which submitit hands the payload. Several jobs are an array, and differ in their run alone."""
+    """One task per node, which submitit hands the payload. Several jobs are an array, and differ in their run alone.
+
+    Raises ClusterError.
+    """
     job = jobs[0]
     for path in (*(job.run_folder for job in jobs), Path(sys.executable)):
         if not str(path).isprintable() or set(str(path)) & {"\\", "%"}:
@@ -72,11 +75,12 @@ def batch_script(jobs: Sequence[Job], settings: SlurmSettings) -> str:
 
 def _task(settings: SlurmSettings, cpus: int, names: Sequence[str], *, has_gpus: bool) -> str:
     """The line that starts the tasks; `names` are the variables that they need."""
-    srun = f"srun --unbuffered --open-mode=append --kill-on-bad-exit=0 --wait=60 --cpus-per-task={cpus}"
-    output = f'--output="$run_folder"/{FOLDER}/node-%t.log'
+    # Of the job, one task a node would make Slurm content with the least number of nodes: it counts tasks.
+    srun = "srun --ntasks-per-node=1 --unbuffered --open-mode=append --kill-on-bad-exit=0 --wait=60"
+    options = f'--cpus-per-task={cpus} --output="$run_folder"/{FOLDER}/node-%t.log'
     python = f"{shlex.quote(settings.python or sys.executable)} -u -m submitit.core._submit"
     before = container.command_before(settings, names, has_gpus=has_gpus)
-    return f'{srun} {output}{container.options_of_srun(settings)} {before}{python} "$run_folder"/{FOLDER}'
+    return f'{srun} {options}{container.options_of_srun(settings)} {before}{python} "$run_folder"/{FOLDER}'
 
 
 def _choice_of_run(folders: Sequence[Path]) -> Iterator[str]:
@@ -95,12 +99,17 @@ def _exports(environment: Mapping[str, str]) -> dict[str, str]:
     return {**exports, "PYTHONPATH": f'"$code"{":" if before else ""}{before}', "SUBMITIT_EXECUTOR": "slurm"}
 
 
+def _nodes(most: int, least: int | None) -> str:
+    if least is not None and least > most:
+        raise ClusterError(f"slurm.least_nodes={least} is more than --nodes {most}; use at most that")
+    return str(most) if least is None else f"{least}-{most}"
+
+
 def _options(job: Job, settings: SlurmSettings, cpus: int) -> Iterator[str]:
     """In the order of the reader's interest."""
     topology = job.topology
     yield f"--job-name={re.sub('[^A-Za-z0-9._-]', '-', job.name)}"  # a run folder may have been renamed to anything
-    yield f"--nodes={topology.nodes}"
-    yield "--ntasks-per-node=1"
+    yield f"--nodes={_nodes(topology.nodes, settings.least_nodes)}"
     yield f"--cpus-per-task={cpus}"
     if topology.has_gpus:
         kind = f"{settings.gpu_type}:" if settings.gpu_type else ""

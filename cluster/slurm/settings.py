@@ -27,6 +27,7 @@ class SlurmSettings:
 
     gpus: how GPUs are asked for; `none` gives CPU ranks, and None means that the partition decides.
     cpus_per_rank: cores; None means 1 for a CPU rank and 4 for a GPU.
+    least_nodes: a start may have fewer nodes than were asked for, down to this number; None means that it may not.
     signal, signal_seconds: what Slurm sends that long before the time limit, so that the run saves and goes on.
     python: the interpreter on the nodes; None means that of the launcher, under the same path.
     container, container_mounts: the image that tasks run in, and what they see of the nodes beside the run folder.
@@ -40,6 +41,7 @@ class SlurmSettings:
     reservation: str | None = None
     exclude: str | None = None
     time: str | None = None
+    least_nodes: int | None = None
     memory: str | None = None  # per node
     cpus_per_rank: int | None = None
     gpus: str | None = None
@@ -142,6 +144,7 @@ _READERS: Mapping[str, Callable[[str, object], object]] = {
     **dict.fromkeys(("account", "partition", "qos", "constraint", "reservation", "exclude", "gpu_type"), _word),
     "time": _matching(_TIME, "is not a time limit; use minutes, HH:MM:SS or DAYS-HH:MM:SS"),
     "memory": _matching(_MEMORY, "is not an amount of memory per node; use a number of MB, or one with K, M, G or T"),
+    "least_nodes": _number(1, 1_000_000),
     "cpus_per_rank": _number(1, 1024),
     "gpus": _one_of(GPU_SPELLINGS),
     "exclusive": _truth,

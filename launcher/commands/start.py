@@ -120,7 +120,7 @@ def _size(arguments: argparse.Namespace, before: Attempt | None, target: Target)
     record = before.record() if before is not None else {}
     if target.backend.needs_launcher or record.get("target") != target.backend.name:
         return arguments.nodes or 1, arguments.gpus
-    return arguments.nodes or record["nodes"], arguments.gpus or record["ranks_per_node"]
+    return arguments.nodes or record.get("asked_nodes", record["nodes"]), arguments.gpus or record["ranks_per_node"]
 
 
 def _new_name(resolved: loading.Resolved, folder: Path) -> str:

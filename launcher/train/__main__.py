@@ -17,6 +17,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import Any
 from cluster.allocation import Allocation, slurm_allocation, this_machine
 from cluster.errors import ClusterError
 from cluster.memory import out_of_memory_kills
-from cluster.preemption import Notice, handle_signals, stop_signals_held
+from cluster.preemption import Mark, Notice, handle_signals, stop_signals_held
+from cluster.slurm.end import end_of
 from launcher.disk import disk_trouble
 from launcher.errors import LaunchError, NoProgress
 from launcher.job_start import attempt_of
@@ -50,10 +52,13 @@ def main(run_folder: str, attempt_number: str | None = None) -> int:
     run = Run(Path(run_folder))
     try:
         if attempt_number is not None:
-            return _outcome(run, run.attempt(int(attempt_number)), this_machine(), notice).exit_code
+            attempt = run.attempt(int(attempt_number))
+            _leave_in_time(attempt, notice)
+            return _outcome(run, attempt, this_machine(), notice).exit_code
         allocation = slurm_allocation()
         attempt = attempt_of(run, allocation)
         _print_to(attempt.logs / f"node-{allocation.node}.log")
+        _leave_in_time(attempt, notice, partial(end_of, allocation.job) if allocation.node == 0 else None)
         outcome = attempt.outcome() or _outcome(run, attempt, allocation, notice)
     except (LaunchError, ClusterError) as error:
         print(f"launch: {error}", file=sys.stderr, flush=True)
@@ -70,9 +75,12 @@ def _print_to(log: Path) -> None:
             os.dup2(file.fileno(), stream.fileno())
 
 
+def _leave_in_time(attempt: Attempt, notice: Notice, ask: Callable[[], Mark] | None = None) -> None:
+    leave_in_time(Grace(notice, attempt.record()["grace_seconds"]), attempt, ask)
+
+
 def _outcome(run: Run, attempt: Attempt, allocation: Allocation, notice: Notice) -> Outcome:
     """Work on the attempt to its end."""
-    leave_in_time(Grace(notice, attempt.record()["grace_seconds"]), attempt)
     address = own_address(allocation)
     _start_forkserver(attempt.record()["preload"])
     _import_elastic()

@@ -77,11 +77,13 @@ def _train_step(session: Session, batches: Iterator[list[Batch]]) -> bool:
     data_seconds = watch.lap()
     lr = learning_rate(step, recipe.steps, recipe.optimizer.lr, recipe.schedule)
     on_device = [to_device(batch, engine.device) for batch in micro_batches]
-    result = engine.train_step(on_device, lr=lr, wants_stop=session.notice.is_given())
+    result = engine.train_step(on_device, lr=lr, wants_stop=session.wants_stop())
     progress.advance(micro_batches, session.plan.batch_size)
     session.pulse.step_done(step, None if result.own_seconds is None else data_seconds + result.own_seconds)
+    compute_seconds = watch.lap()
+    session.longest_step_seconds = max(session.longest_step_seconds, data_seconds + compute_seconds)
     if session.metrics is not None:
-        session.metrics.add(_record(session, result, lr, data_seconds, watch.lap()))
+        session.metrics.add(_record(session, result, lr, data_seconds, compute_seconds))
     return result.should_stop
 
 
@@ -117,7 +119,9 @@ def _stopped(session: Session) -> Outcome:
     is_early = session.progress.step == session.recipe.stop_after
     cause = session.notice.reason() or (STOP_AFTER if is_early else "another node was asked to stop")
     session.close(is_finished=False)
-    return Outcome(state="PREEMPTED", cause=cause, exit_code=75, step=session.committed_step)
+    is_out_of_time = session.grace.is_out_of_time()
+    step = session.committed_step
+    return Outcome(state="PREEMPTED", cause=cause, exit_code=75, step=step, is_out_of_time=is_out_of_time)
 
 
 def _evaluate(session: Session) -> bool:
@@ -130,7 +134,7 @@ def _evaluate(session: Session) -> bool:
 
 def _evaluate_held_out(session: Session) -> bool:
     held_out = session.held_out
-    value = perplexity(session.engine, held_out, micro=session.plan.micro, wants_stop=session.notice.is_given)
+    value = perplexity(session.engine, held_out, micro=session.plan.micro, wants_stop=session.wants_stop)
     if value is None:
         return False
     step = session.progress.step

@@ -43,6 +43,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 SAVE_DEADLINE_SECONDS = 600.0
 SLOW_SAVE_SECONDS = 10.0
 SLOW_SAVE_FACTOR = 3
+SAVE_MARGIN = 1.5  # no two saves take equally long
 
 
 @dataclass(slots=True)
@@ -81,6 +82,7 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     committed_step: int = 0
     longest_save_seconds: float = 0.0
+    longest_step_seconds: float = 0.0
     was_late: bool = False  # the last save was left out for lack of time
     slow_step: int = 0  # the last save that was reported for taking long
     blocked_seconds: float = 0.0  # training was held up by checkpoints since the last recorded step
@@ -97,6 +99,13 @@ class Session:
         return micro_batches(
             examples, self.plan, self.recipe.seed, self.progress.samples, self.rank, self.recipe.data.workers
         )
+
+    def wants_stop(self) -> bool:
+        """Whether the run was asked to stop, or has to because its last save would not end before the time limit."""
+        needed = self.longest_step_seconds + SAVE_MARGIN * self.longest_save_seconds
+        if self.grace.left_to_limit() < needed:
+            self.notice.give(f"the last save may take {SAVE_MARGIN * self.longest_save_seconds:.1f} s")
+        return self.notice.is_given()
 
     def save(self, *, is_last: bool) -> None:
         """Start a checkpoint of the current step; training is held up for the copy alone.
@@ -176,7 +185,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         pulse=pulse, rank=rank, claim=claim, engine=engine,
         model=model, saver=saver, identity=_identity(recipe, model, attempt) if rank == 0 else {},
         held_out=load_examples(recipe, "held_out", model.tokenizer)[: recipe.evaluation.samples],
-        events=attempt.open_events(),
+        events=attempt.open_events(), longest_save_seconds=_longest_save_seconds(run),
     )  # fmt: skip
     if restart == 0:
         session.report("model", trainable=trainable, total=total, device=str(device), precision=precision)
@@ -238,6 +247,15 @@ def _claim(store: Store, run: Run, attempt: Attempt, *, agent: int, is_takeover:
     submission = attempt.record().get("submission", attempt.number)
     owner = Owner.of_process(job=f"{run.name}/{submission}", pid=agent)
     return CommitLog(store).claim(owner, is_takeover=is_takeover)
+
+
+def _longest_save_seconds(run: Run) -> float:
+    """Of the newest attempt that has saved: a start may be too short for more than its last save. 0 if none has."""
+    for attempt in reversed(run.attempts()):
+        saves = [event.get("seconds") for event in attempt.read_events() if event.get("event") == "committed"]
+        if seconds := [value for value in saves if isinstance(value, float)]:
+            return max(seconds)
+    return 0.0
 
 
 def _has_commit(claim: Claim | None) -> bool:

@@ -80,7 +80,9 @@ def test_a_requeue_at_a_random_moment_and_the_signal_before_the_time_limit_chang
     run.wait_for_success()
     run.check_ending()
     assert outcomes(run) == ["PREEMPTED", "PREEMPTED", "SUCCEEDED"]
-    assert [attempt["cause"] for attempt in run.status()["attempts"]] == ["SIGTERM", "SIGUSR1", ""]
+    requeued, limited, last = (attempt["cause"] for attempt in run.status()["attempts"])
+    assert requeued.startswith("SIGTERM (Slurm's KillWait is 5 s)")
+    assert (limited, last) == ("SIGUSR1 (the job has no time limit)", "")
     logs = [sorted(log.name for log in (attempt / "logs").iterdir()) for attempt in run.attempts()]
     assert logs == [["node-0.log", "node-1.log", *(f"rank-{rank}.log" for rank in range(RANKS))]] * 3
     said = (run.run / "slurm/node-1.log").read_text()
@@ -116,6 +118,8 @@ def test_a_job_of_a_higher_priority_gets_its_nodes_and_the_run_goes_on_after_it(
     run.check_ending()
     assert outcomes(run) == ["PREEMPTED", "SUCCEEDED"]
     assert slurm.job(run.job)["Restarts"] == "1"
+    assert run.status()["attempts"][0]["cause"] == "SIGTERM (preempted with 20 s of grace)"
+    assert "SIGTERM (preempted with 20 s of grace): saving if there is time" in run.told()
 
 
 def test_a_killed_rank_has_all_ranks_of_all_nodes_start_again_in_the_same_job(slurm, course):

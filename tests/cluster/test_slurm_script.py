@@ -37,7 +37,6 @@ WHOLE = """\
 #!/bin/bash
 #SBATCH --job-name=r1
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=64
 #SBATCH --gpus-per-node=a100:8
 #SBATCH --account=my-project
@@ -62,7 +61,7 @@ module load cuda
 export OMP_WAIT_POLICY=passive
 export PYTHONPATH="$code":'/home/me/own modules'
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --open-mode=append --kill-on-bad-exit=0 --wait=60 --cpus-per-task=64 \
+srun --ntasks-per-node=1 --unbuffered --open-mode=append --kill-on-bad-exit=0 --wait=60 --cpus-per-task=64 \
 --output="$run_folder"/slurm/node-%t.log /venv/bin/python -u -m submitit.core._submit "$run_folder"/slurm
 code=$?
 case $code in 0|1|2|4|93) exit $code ;; esac
@@ -127,6 +126,12 @@ def test_tasks_run_in_a_container_that_sees_the_run(settings, said):
     assert f'/node-%t.log {said} submitit.core._submit "$run_folder"/slurm\n' in script(job, **image, **settings)
     with pytest.raises(ClusterError, match="cannot be mounted"):
         script(replace(JOB, run_folder=Path("/a,b"), folder=Path("/a,b/code")), **image)
+
+
+def test_fewer_nodes_are_asked_for_as_a_range():
+    assert "--nodes=1-2" in options(script(least_nodes="1"))
+    with pytest.raises(ClusterError, match=r"slurm.least_nodes=3 is more than --nodes 2; use at most that"):
+        script(least_nodes="3")
 
 
 def test_a_script_does_not_grow_with_the_nodes():

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 from support.campaign import newest_commit_step
 from support.runs_for_tests import (
     Processes,
@@ -18,6 +19,8 @@ from support.runs_for_tests import (
     steps_of,
     wait_for_step,
 )
+
+from cluster.preemption import Mark, Notice
 
 GRACE_SECONDS = 10
 
@@ -77,3 +80,22 @@ def test_a_grace_that_is_long_enough_changes_nothing(tmp_path):
     assert launcher.returncode == 75, errors
     assert newest_commit_step(run) == steps_of(run)[-1]
     assert "save_late" not in events(run)
+
+
+def test_a_run_that_has_a_limit_saves_before_it_unasked(tmp_path, undisturbed):
+    """The limit is told as the agent of a batch job tells it."""
+    words = small_words(2)
+    launcher = start(*words, "--name", "run", runs_dir=tmp_path)
+    run = tmp_path / "run"
+    wait_for_step(run, 12)
+    agent = psutil.Process(Processes(launcher.pid).find()["agent"][0])
+    notice = Notice(Path(agent.environ()["LAUNCH_NOTICE"]))
+    notice.set_limit(Mark(time.monotonic() + 2, "soon"))
+    notice.set_end(Mark(time.monotonic() + 60, "by then"))
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 75, errors
+    assert "stopped after step" in errors
+    assert "(the last save may take " in errors
+    assert newest_commit_step(run) == steps_of(run)[-1] < 60
+    finish(run, words)
+    assert digests(run) == digests(undisturbed(2))

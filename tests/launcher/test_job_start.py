@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from support.runs_for_tests import REPOSITORY
 
 from checkpoints.log import CommitLog
 from checkpoints.owner import this_process
@@ -11,6 +14,7 @@ from cluster.allocation import Allocation
 from cluster.errors import ClusterError
 from launcher import job_start
 from launcher.job_start import LOST_STARTS_WITHOUT_COMMIT, attempt_of
+from launcher.loading import freeze, load
 from launcher.runs import Attempt, Outcome, Run, write_json
 
 PREEMPTED = Outcome(state="PREEMPTED", cause="SIGTERM", exit_code=75, step=3)
@@ -25,11 +29,12 @@ def run(tmp_path) -> Run:
 
 
 def submitted(run: Run, **record: object) -> Attempt:
-    return run.new_attempt({"target": "slurm", "micro": 2, "commits": 0, **record})
+    place = {"nodes": 2, "ranks_per_node": 2, "has_gpus": False, "micro": 2}
+    return run.new_attempt({"target": "slurm", "commits": 0, **place, **record})
 
 
-def allocation(start: int, job: str = "7", node: int = 0) -> Allocation:
-    return Allocation(job=job, start=start, node=node, hosts=("a", "b"))
+def allocation(start: int, job: str = "7", node: int = 0, hosts: tuple[str, ...] = ("a", "b")) -> Allocation:
+    return Allocation(job=job, start=start, node=node, hosts=hosts)
 
 
 def commit(run: Run) -> None:
@@ -55,6 +60,17 @@ def test_another_start_is_a_new_attempt_with_the_same_settings_and_the_same_subm
     assert attempt_of(run, allocation(1, node=1)) == second
 
 
+def test_a_start_with_another_number_of_nodes_spreads_the_same_batch_over_them(run):
+    resolved = load("recipes/gpt_tiny.py", ["batch.size=12", "batch.micro=8"], laptop=True)
+    freeze(resolved, REPOSITORY, run.config)
+    submitted(run, micro=3)
+    seen = []
+    for start, hosts in enumerate((("a", "b"), ("a",), ("a", "b", "c"), ("a", "b"))):
+        record = attempt_of(run, allocation(start, hosts=hosts)).record()
+        seen.append((record["nodes"], record["micro"], record.get("asked_nodes")))
+    assert seen == [(2, 3, None), (1, 6, 2), (3, 2, 2), (2, 3, 2)]
+
+
 def test_a_run_that_has_ended_gets_no_further_attempt(run):
     first = submitted(run, handle="7")
     attempt_of(run, allocation(0))
@@ -63,10 +79,14 @@ def test_a_run_that_has_ended_gets_no_further_attempt(run):
         assert attempt_of(run, allocation(1)) == first
 
 
-def test_a_job_that_is_lost_again_and_again_fails(run):
+@pytest.mark.parametrize("outcome", [None, replace(PREEMPTED, is_out_of_time=True)])
+def test_a_job_that_is_lost_or_out_of_time_again_and_again_fails(run, outcome):
     submitted(run, handle="7")
     for start in range(LOST_STARTS_WITHOUT_COMMIT + 1):
-        assert attempt_of(run, allocation(start)).number == start + 1
+        attempt = attempt_of(run, allocation(start))
+        assert attempt.number == start + 1
+        if outcome is not None:
+            attempt.write_outcome(outcome)
     last = attempt_of(run, allocation(LOST_STARTS_WITHOUT_COMMIT + 1))
     assert last.number == LOST_STARTS_WITHOUT_COMMIT + 1
     outcome = last.outcome()

@@ -94,9 +94,10 @@ class Cluster:
 
 @dataclass
 class SlurmRun(Disturbed):
-    """A run of two nodes with two ranks each that Slurm has, and which nobody helps."""
+    """A run that Slurm has, and which nobody helps: of two nodes with two ranks each, or of another number of nodes."""
 
     cluster: Cluster | None = None
+    nodes: int = NODES
     submitted: float = 0.0
 
     @property
@@ -114,7 +115,8 @@ class SlurmRun(Disturbed):
 
     def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
         self.submitted = time.monotonic()
-        command = [*self.course.words(RANKS_PER_NODE), "--nodes", str(NODES), "--on", "slurm", "--name", self.name]
+        of_course = self.course.words(self.ranks // self.nodes)
+        command = [*of_course, "--nodes", str(self.nodes), "--on", "slurm", "--name", self.name]
         result = self.slurm.launch(*command, "slurm.gpus=none", "slurm.memory=4G", *words)
         assert result.returncode == 0, result.stderr
         return result
@@ -171,5 +173,5 @@ def start_cluster() -> Cluster:
     return cluster
 
 
-def slurm_run(cluster: Cluster, course: Course, name: str) -> SlurmRun:
-    return SlurmRun(course=course, name=name, ranks=RANKS, cluster=cluster)
+def slurm_run(cluster: Cluster, course: Course, name: str, nodes: int = NODES, ranks: int = RANKS) -> SlurmRun:
+    return SlurmRun(course=course, name=name, ranks=ranks, cluster=cluster, nodes=nodes)
