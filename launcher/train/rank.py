@@ -46,6 +46,7 @@ def main(run_folder: str, attempt_number: int, restart: int, agent: int, pulses:
         outcome = train(session)
         _finish(session, replace(outcome, log=str(log)))
     except BaseException as error:
+        _ignore_data_workers()
         failure = describe(error, rank, log)
         print(failure.details, file=sys.stderr, flush=True)
         write_failure(attempt, restart, failure)
@@ -69,6 +70,12 @@ def _finish(session: Session, outcome: Outcome) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(FINISHED)
+
+
+def _ignore_data_workers() -> None:
+    """torch raises an error in whatever runs when it hears of a dead data worker: the second one would hide the first."""
+    with contextlib.suppress(RuntimeError):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _leave() -> NoReturn:

@@ -98,7 +98,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 180) -> Any:
     """The first true answer of `condition`. Fails with `what` when there is none in time."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
