@@ -73,7 +73,7 @@ def _finish(session: Session, outcome: Outcome) -> NoReturn:
 
 
 def _ignore_data_workers() -> None:
-    """torch raises an error in whatever runs when it hears of a dead data worker: the second one would hide the first."""
+    """torch raises an error in whatever runs when it hears of a dead data worker: the second would hide the first."""
     with contextlib.suppress(RuntimeError):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
