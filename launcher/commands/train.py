@@ -36,7 +36,7 @@ from launcher.overrides import flatten
 from launcher.places import word_for
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
-from launcher.runs import FORMAT, Attempt, Outcome, Run, write_json
+from launcher.runs import FORMAT, STOP_AFTER, Attempt, Outcome, Run, write_json
 from launcher.supervise import Start, start_attempts, supervise
 from launcher.terminal import answer, answer_lines, say
 from launcher.watch import make_display
@@ -265,13 +265,14 @@ def _place(recipe: Recipe, plan: Plan) -> dict[str, object]:
 
 def _train_here(works: Sequence[Work], starts: Sequence[Start], backend: Backend) -> int:
     """One run after the other. One that fails is no reason not to train the others; one that is stopped is."""
-    codes: list[int] = []
+    codes: list[int] = []  # of the runs so far
     for work, start in zip(works, starts, strict=True):
         if len(works) > 1:
             say(f"run {len(codes) + 1} of {len(works)}")
         _say_all([work])
-        codes.append(_train_one(start, backend))
-        if codes[-1] == PREEMPTED_CODE:
+        outcome = _train_one(start, backend)
+        codes.append(outcome.exit_code)
+        if outcome.exit_code == PREEMPTED_CODE and outcome.cause != STOP_AFTER:
             break
     if len(works) > 1 and works[0].group is not None:
         say(f"{codes.count(0)} of {len(works)} runs have ended well:")
@@ -279,7 +280,7 @@ def _train_here(works: Sequence[Work], starts: Sequence[Start], backend: Backend
     return next(filter(None, reversed(codes)), 0)  # that of a stop, if there was one
 
 
-def _train_one(start: Start, backend: Backend) -> int:
+def _train_one(start: Start, backend: Backend) -> Outcome:
     display = make_display(start.recipe.steps)
     try:
         outcome = supervise(start, backend, display)
@@ -287,7 +288,7 @@ def _train_one(start: Start, backend: Backend) -> int:
         display.close()
     answer(str(start.run.folder))
     _conclude(start.run, start.recipe, outcome)
-    return outcome.exit_code
+    return outcome
 
 
 def _submit(works: Sequence[Work], starts: Sequence[Start], backend: Backend) -> int:

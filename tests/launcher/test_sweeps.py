@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.nowhere import Nowhere
 from support.runs_for_tests import TINY, launch, small_words, status
 
+from cluster.backend import BACKENDS
 from launcher.cli import main
 from launcher.errors import DamagedRun, UsageError
 from launcher.groups import group_of, members_of
-from launcher.runs import Run, all_runs, write_json
+from launcher.runs import Outcome, Run, all_runs, write_json
 from launcher.sweep import MOST_MEMBERS, check_sweeps, combinations, parse_sweeps
 
 PLAIN = st.text("abc019.-/ ", min_size=1, max_size=5).map(str.strip).filter(bool)
@@ -119,6 +121,15 @@ def test_one_member_that_cannot_be_is_one_line_and_nothing_is_made(runs, capsys,
     assert (code, captured.out, captured.err.count("\n")) == (2, "", 1), captured.err
     assert said in captured.err
     assert sorted(runs.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("cause", "begun"), [("SIGINT", 1), ("stop_after", 3)])
+def test_a_stop_ends_the_runs_that_would_follow_unless_the_recipe_asks_for_it(runs, monkeypatch, cause, begun):
+    stopped = Outcome(state="PREEMPTED", cause=cause, exit_code=75, step=1)
+    monkeypatch.setattr(Nowhere, "leave", lambda attempt: attempt.write_outcome(stopped), raising=False)
+    monkeypatch.setitem(BACKENDS, "nowhere", "support.nowhere:Nowhere")
+    assert main([TINY, "--on", "nowhere", "--name", "g", "--seeds", "3"]) == 75
+    assert [len(run.attempts()) for run in members_of("g", runs)] == [1] * begun + [0] * (3 - begun)
 
 
 def test_here_the_runs_of_a_group_are_trained_one_after_the_other(tmp_path):
