@@ -235,7 +235,7 @@ def _describe(run: Run, resolved: loading.Resolved, plan: Plan) -> Sequence[tupl
         ("data", str(recipe.data.path or recipe.data.build)),
         ("ranks", f"{topology}, {threads} each, {precision} ({reason})"),
         *spread,
-        ("batch", plan.describe_batch()),
+        ("batch", plan.describe_batch(recipe.batch.tokens)),
         (
             "steps",
             f"{recipe.steps}, a checkpoint every {recipe.checkpoint.every}, the newest {recipe.checkpoint.keep} stay",

@@ -26,7 +26,7 @@ from cluster.preemption import Notice
 from cluster.topology import Topology
 from launcher import loading
 from launcher.drift import check, compare_identities
-from launcher.plan import Plan
+from launcher.plan import Plan, batch_size
 from launcher.recipe import Recipe
 from launcher.runs import Attempt, Events, Run, read_json, write_json
 from launcher.train.agreement import any_rank
@@ -211,7 +211,7 @@ def _plan_of(recipe: Recipe, record: dict[str, Any]) -> Plan:
     topology = Topology(nodes=record["nodes"], ranks_per_node=record["ranks_per_node"], has_gpus=record["has_gpus"])
     return Plan(
         topology=topology,
-        batch_size=recipe.batch.size,
+        batch_size=batch_size(recipe),
         micro=record["micro"],
         threads_per_rank=record["threads_per_rank"],
     )
