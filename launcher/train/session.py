@@ -32,7 +32,7 @@ from launcher.runs import Attempt, Events, Run, read_json, write_json
 from launcher.train.agreement import any_rank
 from launcher.train.data import Example, data_digest, load_examples, micro_batches
 from launcher.train.digests import sample_digest
-from launcher.train.engines import Batch, Engine, make_engine
+from launcher.train.engines import Batch, Engine, make_engine, weights_of
 from launcher.train.grace import Grace
 from launcher.train.metrics import Metrics
 from launcher.train.models import LoadedModel, base_digest, load_model
@@ -188,8 +188,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         engine.state_restored()
         _take_up(session, restored, record["allow_change"])
     elif model.unread is not None:
-        weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
-        model.unread.fill(weights)
+        model.unread.fill(weights_of(state))
         engine.state_restored()
     if rank == 0:
         session.metrics = Metrics(run, session.progress.step)

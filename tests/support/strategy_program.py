@@ -29,7 +29,7 @@ from launcher.overrides import apply
 from launcher.plan import make_plan
 from launcher.strategies import STRATEGIES
 from launcher.train.data import load_examples, micro_batches
-from launcher.train.engines import Engine, make_engine
+from launcher.train.engines import Engine, make_engine, weights_of
 from launcher.train.models import load_model
 from launcher.train.optim import learning_rate
 from launcher.train.session import seed_step
@@ -55,7 +55,12 @@ def train(job: dict[str, Any], rank: int, world_size: int, board: dist.Store) ->
     device, precision = torch.device("cpu"), recipe.precision.replace("auto", "fp32")
     model = load_model(recipe, device, precision, restores=job["source"] is not None)
     engine = make_engine(recipe, plan, model.module, device, precision)
-    step = _restore(job, engine, rank, world_size, board) if job["source"] else 0
+    step = 0
+    if job["source"]:
+        step = _restore(job, engine, rank, world_size, board)
+    elif model.unread is not None:
+        model.unread.fill(weights_of(engine.state()))
+        engine.state_restored()
     ready_bytes = _peak_bytes()
     examples = load_examples(recipe, "train", None)
     batches = micro_batches(examples, plan, recipe.seed, step * plan.batch_size, rank, 0)
