@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import replace
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +25,7 @@ from checkpoints.restorer import restore
 from checkpoints.saver import Saver
 from checkpoints.store import open_store
 from cluster.topology import Topology
-from launcher import AdamW, Batch, Data, Model, Recipe, Schedule
+from launcher import AdamW, Batch, Data, Lora, Model, Recipe, Schedule
 from launcher.overrides import apply
 from launcher.plan import make_plan
 from launcher.strategies import STRATEGIES
@@ -46,9 +47,11 @@ RECIPE = Recipe(
     seed=3,
 )
 
+QLORA = replace(RECIPE, model=Model(name="none"), adapter=Lora(rank=2), quantize="nf4")
+
 
 def train(job: dict[str, Any], rank: int, world_size: int, board: dist.Store) -> dict[str, Any]:
-    recipe = apply(RECIPE, job["settings"])
+    recipe = apply(QLORA if "model.name" in job["settings"] else RECIPE, job["settings"])
     topology = Topology(nodes=job["nodes"], ranks_per_node=world_size // job["nodes"], has_gpus=False)
     plan = make_plan(recipe, topology, cores_per_node=topology.ranks_per_node)
     _forget_peak()
