@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.utils import find_tensor_shard
@@ -93,3 +94,12 @@ State = Mapping[str, torch.Tensor | FlatShard]
 def part_of(value: torch.Tensor | FlatShard, index: MetadataIndex) -> torch.Tensor:
     """The box at `index` of what a rank holds, as a live view."""
     return find_tensor_shard(value, index)  # type: ignore[arg-type]  # it asks whatever is held in parts
+
+
+def held_parts(tensors: State) -> Iterator[tuple[str, tuple[slice, ...], torch.Tensor]]:
+    """(name, where in the whole tensor, live view) of each box that a rank holds."""
+    for item in create_default_local_save_plan(dict(tensors), is_coordinator=False).items:
+        assert item.tensor_data is not None
+        chunk = item.tensor_data.chunk
+        box = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
+        yield item.index.fqn, box, part_of(tensors[item.index.fqn], item.index)

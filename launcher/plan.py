@@ -30,12 +30,14 @@ class Plan:
         largest = -(-self.batch_size // self.topology.ranks)
         return -(-largest // self.micro)
 
-    def describe_batch(self) -> str:
+    def describe_batch(self, tokens: int | None) -> str:
+        """In words; `tokens` are those that the recipe gives it, if it counts in tokens."""
         size, micro, accumulation = self.batch_size, self.micro, self.accumulation
+        samples = f"{size} samples" if tokens is None else f"{size} samples ({tokens} tokens)"
         ranks = f"{self.topology.ranks} rank{'s' if self.topology.ranks > 1 else ''}"
         if size == micro * accumulation * self.topology.ranks:
-            return f"{size} samples = {micro} micro x {accumulation} accumulation x {ranks}"
-        return f"{size} samples over {ranks}, in up to {accumulation} micro-batches of at most {micro}"
+            return f"{samples} = {micro} micro x {accumulation} accumulation x {ranks}"
+        return f"{samples} over {ranks}, in up to {accumulation} micro-batches of at most {micro}"
 
 
 def resolve_precision(recipe: Recipe, topology: Topology) -> tuple[str, str]:
@@ -45,20 +47,41 @@ def resolve_precision(recipe: Recipe, topology: Topology) -> tuple[str, str]:
     return ("auto", "bf16 where the GPU has it, else fp16") if topology.has_gpus else ("fp32", "a CPU")
 
 
+def batch_size(recipe: Recipe) -> int:
+    """Samples per optimizer step over all ranks. Raises UsageError when the recipe's tokens are not whole samples."""
+    tokens, length = recipe.batch.tokens, recipe.data.sequence_length
+    if tokens is None:
+        assert recipe.batch.size is not None
+        return recipe.batch.size
+    if tokens % length:
+        below = max(1, tokens // length) * length
+        remedy = f"use {below} or {below + length}"
+        raise UsageError(f"batch.tokens={tokens} is not a multiple of data.sequence_length={length}; {remedy}")
+    return tokens // length
+
+
 def make_plan(recipe: Recipe, topology: Topology, *, cores_per_node: int) -> Plan:
     """Raises UsageError when the topology cannot hold the global batch, or settings exclude each other."""
-    if topology.ranks > recipe.batch.size:
+    size, ranks = batch_size(recipe), topology.ranks
+    if ranks > size:
         raise UsageError(
-            f"batch.size={recipe.batch.size} cannot be spread over {topology.ranks} ranks; "
-            f"use at most {recipe.batch.size} ranks, or batch.size={topology.ranks}"
+            f"{_batch_setting(recipe, size)} cannot be spread over {ranks} ranks; "
+            f"use at most {size} rank{'s' if size > 1 else ''}, or {_batch_setting(recipe, ranks)}"
         )
     _check_combination(recipe, topology)
     return Plan(
         topology=topology,
-        batch_size=recipe.batch.size,
-        micro=min(recipe.batch.micro, -(-recipe.batch.size // topology.ranks)),
+        batch_size=size,
+        micro=min(recipe.batch.micro, -(-size // ranks)),
         threads_per_rank=max(1, cores_per_node // topology.ranks_per_node),
     )
+
+
+def _batch_setting(recipe: Recipe, samples: int) -> str:
+    """What gives a batch of so many samples, in the unit of the recipe."""
+    if recipe.batch.tokens is None:
+        return f"batch.size={samples}"
+    return f"batch.tokens={samples * recipe.data.sequence_length}"
 
 
 def _check_combination(recipe: Recipe, topology: Topology) -> None:

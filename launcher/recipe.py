@@ -196,13 +196,29 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """`size` samples per optimizer step over all ranks, in micro-batches of at most `micro` samples per rank."""
+    """What all ranks together compute in an optimizer step, in micro-batches of at most `micro` samples per rank.
 
-    size: int = 32
+    size: samples; 32 if neither is given. tokens: in its place; a multiple of `data.sequence_length`, which is what a
+        sample counts, however short it is.
+    """
+
+    size: int | None = None
+    tokens: int | None = None
     micro: int = 8
 
     def __post_init__(self) -> None:
-        _require(lambda: self.size >= 1, "batch.size", self.size, "must be at least 1 sample")
+        if self.size is None and self.tokens is None:
+            object.__setattr__(self, "size", 32)
+        _require(
+            lambda: self.size is None or self.tokens is None,
+            "batch.tokens",
+            self.tokens,
+            f"and batch.size={self.size} exclude each other; set one of them to null",
+        )
+        _require(lambda: self.size is None or self.size >= 1, "batch.size", self.size, "must be at least 1 sample")
+        _require(
+            lambda: self.tokens is None or self.tokens >= 1, "batch.tokens", self.tokens, "must be at least 1, or null"
+        )
         _require(lambda: self.micro >= 1, "batch.micro", self.micro, "must be at least 1 sample")
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 OFFLOAD = "parallel.cpu_offload=true"
 HYBRID = "parallel.shard_within_node=true"
-NF4 = "quantize=nf4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +36,7 @@ class Strategy:
 
 _REPLICATES = "every rank keeps the whole model where it computes"
 
-_ZERO_REFUSES = {
-    HYBRID: "DeepSpeed shards over all ranks",
-    NF4: "4-bit weights have not been tried with DeepSpeed",
-}
+_ZERO_REFUSES = {HYBRID: "DeepSpeed shards over all ranks"}
 
 STRATEGIES: Mapping[str, Strategy] = {
     "ddp": Strategy(

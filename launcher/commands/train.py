@@ -340,7 +340,7 @@ def _describe(resolved: loading.Resolved, plan: Plan) -> Sequence[tuple[str, str
         ("data", str(recipe.data.path or recipe.data.build)),
         ("ranks", f"{topology}, {threads} each, {precision} ({reason})"),
         *spread,
-        ("batch", plan.describe_batch()),
+        ("batch", plan.describe_batch(recipe.batch.tokens)),
         (
             "steps",
             f"{recipe.steps}, a checkpoint every {recipe.checkpoint.every}, the newest {recipe.checkpoint.keep} stay",

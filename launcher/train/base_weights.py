@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
 
-from checkpoints.flat_shard import State, part_of
+from checkpoints.flat_shard import State, held_parts
 
 _FLOATS = ("F32", "F16", "BF16")
 
@@ -31,15 +30,13 @@ class BaseWeights:
         """Read them, in place; of one that is held in parts, the parts that this rank has."""
         from safetensors import safe_open
 
-        held = create_default_local_save_plan(dict(tensors), is_coordinator=False).items
+        held = list(held_parts(tensors))
         for path in self.folder.glob("*.safetensors"):
             with safe_open(path, framework="pt") as file:
                 names = set(file.keys())
-                for item in (item for item in held if item.index.fqn in names):
-                    assert item.tensor_data is not None
-                    chunk = item.tensor_data.chunk
-                    box = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True))
-                    part_of(tensors[item.index.fqn], item.index).copy_(file.get_slice(item.index.fqn)[box])
+                for name, box, part in held:
+                    if name in names:
+                        part.copy_(file.get_slice(name)[box])
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         from safetensors import safe_open

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from launcher.strategies import STRATEGIES
 from launcher.train.base_weights import BaseWeights
 from launcher.train.digests import digest_files
 from launcher.train.functions import find_function
+from launcher.train.initial_weights import InitialWeights, build_without_memory
 from launcher.train.precision import COMPUTE_DTYPES
 
 _WEIGHTS_AND_TOKENIZER = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer.model")
@@ -32,13 +33,13 @@ _WEIGHTS_AND_TOKENIZER = ("*.safetensors", "config.json", "tokenizer.json", "tok
 class LoadedModel:
     """A model on its device. `tokenizer` and `source` (where its base lies) are None for a recipe's own model.
 
-    unread: the weights that its parameters, which have no memory as yet, are to be filled from.
+    unread: what its parameters, which have no memory as yet, are to be filled from.
     """
 
     module: torch.nn.Module
     tokenizer: Any | None = None
     source: str | None = None
-    unread: BaseWeights | None = None
+    unread: BaseWeights | InitialWeights | None = None
 
     def count(self) -> tuple[int, int]:
         """(trainable, total) parameters; 4-bit ones are counted one by one, not as the bytes that hold them."""
@@ -61,14 +62,15 @@ def load_model(recipe: Recipe, device: torch.device, precision: str, *, restores
     """Build the recipe's model; the same on every rank, because each seeds itself before what it initialises.
 
     A model to be sharded is built on the CPU: no device needs room for all of it. Where a checkpoint `restores` its
-    values, or each rank can read its part of the files of a base, its parameters have shapes and no memory (they are
-    on the meta device), so that no host does either. The base under an adapter is in no checkpoint, and loaded whole.
+    values, or each rank can read its part of the files of a base or draw what a recipe's own model starts with, its
+    parameters have shapes and no memory (they are on the meta device), so that no host does either. The base under an
+    adapter is in no checkpoint, and loaded whole.
     """
     shards = STRATEGIES[recipe.parallel.strategy].shards
     place = torch.device("cpu") if shards and recipe.quantize == "none" else device
     loads_parts = shards and recipe.adapter is None
     if recipe.model.build is not None:
-        return _build(recipe, place, is_hollow=loads_parts and restores)
+        return _build(recipe, place, shards=shards, restores=restores)
     source = locate(str(recipe.model.name))
     from transformers import AutoTokenizer
 
@@ -87,14 +89,20 @@ def load_model(recipe: Recipe, device: torch.device, precision: str, *, restores
     return LoadedModel(module=prepared, tokenizer=AutoTokenizer.from_pretrained(source), source=source, unread=unread)
 
 
-def _build(recipe: Recipe, device: torch.device, *, is_hollow: bool) -> LoadedModel:
+def _build(recipe: Recipe, place: torch.device, *, shards: bool, restores: bool) -> LoadedModel:
+    build = partial(find_function(str(recipe.model.build)), **recipe.model.arguments)
+    unread = None
     torch.manual_seed(recipe.seed)
-    with _parameters_without_memory() if is_hollow else nullcontext():
-        module = find_function(str(recipe.model.build))(**recipe.model.arguments)
-    if is_hollow and not all(parameter.requires_grad for parameter in module.parameters()):
-        return _build(recipe, device, is_hollow=False)  # what it froze is in no checkpoint
-    prepared = prepare_model(module, recipe).train()
-    return LoadedModel(module=prepared if is_hollow else prepared.to(device))
+    if shards and restores:
+        with _parameters_without_memory():
+            module = build()
+    elif shards:
+        module, unread = build_without_memory(build)
+    else:
+        module = build().to(place)
+    if shards and not all(parameter.requires_grad for parameter in module.parameters()):
+        return _build(recipe, place, shards=False, restores=restores)  # what it froze is in no checkpoint
+    return LoadedModel(module=prepare_model(module, recipe).train(), unread=unread)
 
 
 def repeated_blocks(module: torch.nn.Module) -> list[torch.nn.Module]:

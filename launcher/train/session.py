@@ -26,13 +26,13 @@ from cluster.preemption import Notice
 from cluster.topology import Topology
 from launcher import loading
 from launcher.drift import check, compare_identities
-from launcher.plan import Plan
+from launcher.plan import Plan, batch_size
 from launcher.recipe import Recipe
 from launcher.runs import Attempt, Events, Run, read_json, write_json
 from launcher.train.agreement import any_rank
 from launcher.train.data import Example, data_digest, load_examples, micro_batches
 from launcher.train.digests import sample_digest
-from launcher.train.engines import Batch, Engine, make_engine
+from launcher.train.engines import Batch, Engine, make_engine, weights_of
 from launcher.train.grace import Grace
 from launcher.train.metrics import Metrics
 from launcher.train.models import LoadedModel, base_digest, load_model
@@ -197,8 +197,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         engine.state_restored()
         _take_up(session, restored, record["allow_change"])
     elif model.unread is not None:
-        weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
-        model.unread.fill(weights)
+        model.unread.fill(weights_of(state))
         engine.state_restored()
     if rank == 0:
         session.metrics = Metrics(run, session.progress.step)
@@ -220,7 +219,7 @@ def _plan_of(recipe: Recipe, record: dict[str, Any]) -> Plan:
     topology = Topology(nodes=record["nodes"], ranks_per_node=record["ranks_per_node"], has_gpus=record["has_gpus"])
     return Plan(
         topology=topology,
-        batch_size=recipe.batch.size,
+        batch_size=batch_size(recipe),
         micro=record["micro"],
         threads_per_rank=record["threads_per_rank"],
     )

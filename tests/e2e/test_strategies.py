@@ -150,12 +150,22 @@ def llama_words(recipe: str, folder: Path) -> list[str]:
 
 
 def test_a_4_bit_base_trains_the_same_sharded_as_on_one_rank_alone(small_llama, tmp_path):
-    offloaded = [f"{key}={value}" for key, value in SPREADS["fsdp+offload"].items()]
-    for name, ranks, spread in (("alone", 1, []), ("sharded", 2, offloaded)):
-        words = [*llama_words("llama_qlora", small_llama), *spread, "--gpus", str(ranks), "--name", name]
+    for spread, ranks in (("ddp", 1), ("fsdp+offload", 2), ("zero3", 2)):
+        settings = [f"{key}={value}" for key, value in SPREADS[spread].items()]
+        name = spread.replace("+", "-")
+        words = [*llama_words("llama_qlora", small_llama), *settings, "--gpus", str(ranks), "--name", name]
         result = launch(*words, runs_dir=tmp_path)
         assert result.returncode == 0, result.stderr
-    assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "alone"), rel=TOLERANCE)
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "ddp"), rel=TOLERANCE)
+
+
+def test_a_4_bit_base_takes_a_step_under_every_strategy_in_low_precision(small_llama, tmp_path):
+    base: dict[str, object] = {"model.name": str(small_llama), "batch.size": 2, "precision": "bf16"}
+    jobs = [(1, Job(name=name, settings=base | spread, steps=1)) for name, spread in SPREADS.items()]
+    results = run_phases(tmp_path / "run", by_world(jobs))
+    for name, result in results.items():
+        assert result.losses == pytest.approx(results["ddp"].losses, rel=1e-3), name
+        assert result.norms == pytest.approx(results["ddp"].norms, rel=0.05), name
 
 
 def test_all_weights_of_a_base_that_ranks_read_in_parts_train_the_same_and_resume(small_llama, tmp_path):

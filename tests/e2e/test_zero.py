@@ -76,7 +76,8 @@ def from_scratch() -> Iterator[tuple[int, Job]]:
             yield 2, Job(name=f"{name} {what}", settings=SPREADS[name] | changed, steps=FEW)
     for name in (f"{stage}+offload" for stage in ZERO):
         yield 2, Job(name=f"{name} on 2", settings=SPREADS[name], steps=FEW)
-        yield 2, Job(name=f"{name} moody", settings=SPREADS[name] | VARIANTS["moody"], steps=FEW)
+        for what in ("moody", "bf16", "fp16"):
+            yield 2, Job(name=f"{name} {what}", settings=SPREADS[name] | VARIANTS[what], steps=FEW)
 
 
 @pytest.mark.parametrize(("world", "name"), [(world, name) for world, names in COMPARED.items() for name in names])
@@ -114,11 +115,11 @@ def test_a_layer_that_a_step_does_not_use_has_no_gradient_left_from_the_step_bef
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("stage", ZERO)
-def test_low_precision_is_that_of_data_parallelism(results, stage, precision):
-    result, reference = results[f"{stage} {precision}"], results[f"ddp {precision}"]
+@pytest.mark.parametrize("name", [*ZERO, *(f"{stage}+offload" for stage in ZERO)])
+def test_low_precision_is_that_of_data_parallelism(results, name, precision):
+    result, reference = results[f"{name} {precision}"], results[f"ddp {precision}"]
     assert largest_deviation(result.losses, reference.losses) < 1e-3
-    assert 0 < largest_deviation(result.losses, results[f"{stage} on 2"].losses[:FEW]) < 0.01
+    assert 0 < largest_deviation(result.losses, results[f"{name} on 2"].losses[:FEW]) < 0.01
     assert result.loss_scale == reference.loss_scale
 
 

@@ -133,6 +133,14 @@ def test_a_function_that_gives_no_example_is_named(tmp_path):
         load_examples(recipe, "train", None)
 
 
+def test_a_batch_in_tokens_is_so_many_samples_at_any_number_of_ranks():
+    recipe = Recipe(model=Model(build="m:f"), data=Data(path="x.txt"), steps=1, batch=Batch(tokens=16 * 256, micro=2))
+    plan = make_plan(recipe, Topology(nodes=1, ranks_per_node=4, has_gpus=False), cores_per_node=4)
+    assert plan.describe_batch(4096) == "16 samples (4096 tokens) = 2 micro x 2 accumulation x 4 ranks"
+    with pytest.raises(UsageError, match=r"batch\.tokens=4096 cannot .* use at most 16 ranks, or batch\.tokens=4352"):
+        make_plan(recipe, Topology(nodes=1, ranks_per_node=17, has_gpus=False), cores_per_node=4)
+
+
 def test_more_ranks_than_samples_are_refused_with_the_nearest_that_fit():
     recipe = Recipe(model=Model(build="m:f"), data=Data(path="x.txt"), steps=1, batch=Batch(size=4))
     with pytest.raises(UsageError, match=r"use at most 4 ranks, or batch\.size=8"):

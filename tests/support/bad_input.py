@@ -111,7 +111,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "stop_after": ("0", "-1", "11", "3.5", "nan", "inf", "true", *_NO_NUMBER),
     "deterministic": ("maybe", "null", "2.5"),
     "seed": ("-1", "1.5", "nan", "null", "9223372036854775808", *_NO_NUMBER),
-    "batch.size": ("0", "-4", "1.5", "inf", "null", *_NO_NUMBER),
+    "batch.size": ("0", "-4", "1.5", "inf", *_NO_NUMBER),
+    "batch.tokens": ("0", "-256", "300", "nan", *_NO_NUMBER),
     "batch.micro": ("0", "-4", "1.5", "nan", "null", *_NO_NUMBER),
     "checkpoint.every": ("0", "-1", "0.5", "null", *_NO_NUMBER),
     "checkpoint.keep": ("0", "-1", "2.5", "null", *_NO_NUMBER),
@@ -435,6 +436,9 @@ FLAGS = [
     case("own.py parallel.cpu_offload=true", "parallel.cpu_offload=true", "use parallel.strategy=fsdp"),
     case("own.py parallel.shard_within_node=true", "shard_within_node=true", "use parallel.strategy=fsdp"),
     case("own.py batch.size=1 --gpus 2", "batch.size=1", "2 ranks", "batch.size=2"),
+    case("own.py batch.tokens=512", "batch.tokens=512", "batch.size=32", "null"),
+    case("own.py batch.tokens=600 batch.size=null", "batch.tokens=600", "sequence_length=256", "use 512 or 768"),
+    case("own.py batch.tokens=512 batch.size=null --gpus 3", "batch.tokens=512", "2 ranks", "batch.tokens=768"),
 ]
 
 SOURCES = [

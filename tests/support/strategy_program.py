@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import replace
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -24,12 +25,12 @@ from checkpoints.restorer import restore
 from checkpoints.saver import Saver
 from checkpoints.store import open_store
 from cluster.topology import Topology
-from launcher import AdamW, Batch, Data, Model, Recipe, Schedule
+from launcher import AdamW, Batch, Data, Lora, Model, Recipe, Schedule
 from launcher.overrides import apply
 from launcher.plan import make_plan
 from launcher.strategies import STRATEGIES
 from launcher.train.data import load_examples, micro_batches
-from launcher.train.engines import Engine, make_engine
+from launcher.train.engines import Engine, make_engine, weights_of
 from launcher.train.models import load_model
 from launcher.train.optim import learning_rate
 from launcher.train.session import seed_step
@@ -46,16 +47,23 @@ RECIPE = Recipe(
     seed=3,
 )
 
+QLORA = replace(RECIPE, model=Model(name="none"), adapter=Lora(rank=2), quantize="nf4")
+
 
 def train(job: dict[str, Any], rank: int, world_size: int, board: dist.Store) -> dict[str, Any]:
-    recipe = apply(RECIPE, job["settings"])
+    recipe = apply(QLORA if "model.name" in job["settings"] else RECIPE, job["settings"])
     topology = Topology(nodes=job["nodes"], ranks_per_node=world_size // job["nodes"], has_gpus=False)
     plan = make_plan(recipe, topology, cores_per_node=topology.ranks_per_node)
     _forget_peak()
     device, precision = torch.device("cpu"), recipe.precision.replace("auto", "fp32")
     model = load_model(recipe, device, precision, restores=job["source"] is not None)
     engine = make_engine(recipe, plan, model.module, device, precision)
-    step = _restore(job, engine, rank, world_size, board) if job["source"] else 0
+    step = 0
+    if job["source"]:
+        step = _restore(job, engine, rank, world_size, board)
+    elif model.unread is not None:
+        model.unread.fill(weights_of(engine.state()))
+        engine.state_restored()
     ready_bytes = _peak_bytes()
     examples = load_examples(recipe, "train", None)
     batches = micro_batches(examples, plan, recipe.seed, step * plan.batch_size, rank, 0)

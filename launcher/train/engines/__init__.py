@@ -10,9 +10,9 @@ from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.strategies import STRATEGIES
 from launcher.train.engines.engine import Batch, Engine, StepResult, count_tokens
-from launcher.train.engines.strategy import Strategy
+from launcher.train.engines.strategy import Strategy, weights_of
 
-__all__ = ["Batch", "Engine", "StepResult", "count_tokens", "make_engine"]
+__all__ = ["Batch", "Engine", "StepResult", "count_tokens", "make_engine", "weights_of"]
 
 
 def make_engine(recipe: Recipe, plan: Plan, model: torch.nn.Module, device: torch.device, precision: str) -> Engine:

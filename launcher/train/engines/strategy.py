@@ -70,3 +70,8 @@ def named_state(parameters: State, buffers: Mapping[str, torch.Tensor], moments:
     for name in parameters:
         state |= {f"optimizer.{name}.{moment}": moments[name][moment] for moment in MOMENTS}
     return state
+
+
+def weights_of(state: State) -> State:
+    """The weights and buffers of a state, by the model's own names."""
+    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}

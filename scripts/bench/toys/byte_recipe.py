@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from launcher import AdamW, Batch, Checkpoint, Data, Evaluation, Model, Recipe
+from launcher import AdamW, Batch, Checkpoint, Data, Evaluation, Model, Parallel, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ RECIPE = Recipe(
     model=Model(build=build_model),
     data=Data(path=os.environ["BENCH_DATA"], sequence_length=128),
     loss=loss,
+    parallel=Parallel(strategy=os.environ["BENCH_STRATEGY"]),
     steps=int(os.environ["BENCH_STEPS"]),
     batch=Batch(size=4 * RANKS, micro=4),
     optimizer=AdamW(lr=1e-3),
