@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from cluster.topology import Topology
 from launcher import loading
 from launcher.places import runs_dir
 from launcher.plan import make_plan
@@ -17,6 +18,10 @@ from launcher.terminal import say
 
 def train(arguments: argparse.Namespace) -> int:
     target = _target(arguments, before=None)
+    if arguments.plan:
+        from launcher.commands.plan import plan as show_plan
+
+        return show_plan(arguments, target.words)
     topology = target.backend.topology(arguments.nodes or 1, arguments.gpus)
     folder = runs_dir(arguments.runs_dir)
     if arguments.name is not None:
@@ -24,6 +29,7 @@ def train(arguments: argparse.Namespace) -> int:
     use_laptop = not topology.has_gpus if arguments.laptop is None else arguments.laptop
     resolved = loading.load(arguments.recipe, target.words, laptop=use_laptop)
     plan = make_plan(resolved.recipe, topology, cores_per_node=target.backend.cores_per_node(topology))
+    _refuse_misfit(resolved, topology, arguments)
     run = Run(folder / (arguments.name or _new_name(resolved, folder)))
     from launcher.code_snapshot import root_of
     from launcher.commands.train import carry_on, start
@@ -46,9 +52,17 @@ def resume(arguments: argparse.Namespace) -> int:
     nodes, ranks_per_node = _size(arguments, before, target)
     topology = target.backend.topology(nodes, ranks_per_node)
     plan = make_plan(resolved.recipe, topology, cores_per_node=target.backend.cores_per_node(topology))
+    _refuse_misfit(resolved, topology, arguments)
     from launcher.commands.train import carry_on
 
     return carry_on(run, resolved, plan, target.backend, arguments)
+
+
+def _refuse_misfit(resolved: loading.Resolved, topology: Topology, arguments: argparse.Namespace) -> None:
+    if topology.has_gpus and not arguments.force:
+        from launcher.commands.plan import refuse_misfit
+
+        refuse_misfit(resolved.recipe, topology, arguments)
 
 
 def _target(arguments: argparse.Namespace, before: Attempt | None) -> Target:
