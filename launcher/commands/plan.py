@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +45,9 @@ def plan(arguments: argparse.Namespace, words: tuple[str, ...]) -> int:
 def refuse_misfit(recipe: Recipe, topology: Topology, arguments: argparse.Namespace) -> None:
     """Raises DoesNotFit where the GPU is known, and the model has a closed formula, unless that is forced."""
     gpu = known_gpu(arguments)
-    if gpu is None or arguments.force or not topology.has_gpus or recipe.parallel.strategy not in SPREADS:
+    if gpu is not None and not topology.has_gpus:
+        raise UsageError(f"--gpu {gpu.name}: this run has no GPU; give --plan to see what it would need on one")
+    if gpu is None or arguments.force or recipe.parallel.strategy not in SPREADS:
         return
     try:
         report = make_report(Case(recipe=recipe, topology=topology), gpu)
@@ -98,6 +98,9 @@ def _show_traced_alone(traced: dict[str, Any], *, is_json: bool) -> int:
 
 def _trace(resolved: loading.Resolved, topology: Topology) -> dict[str, Any]:
     """In a process of its own, which imports torch."""
+    import subprocess
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="launch-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(loading.to_yaml(resolved), encoding="utf-8")

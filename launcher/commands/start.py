@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.topology import Topology
 from launcher import loading
+from launcher.errors import UsageError
 from launcher.places import runs_dir
 from launcher.plan import make_plan
 from launcher.runs import Attempt, Run, check_run_name, find_run
@@ -22,6 +23,7 @@ def train(arguments: argparse.Namespace) -> int:
         from launcher.commands.plan import plan as show_plan
 
         return show_plan(arguments, target.words)
+    _refuse_flags_of_plans(arguments)
     topology = target.backend.topology(arguments.nodes or 1, arguments.gpus)
     folder = runs_dir(arguments.runs_dir)
     if arguments.name is not None:
@@ -59,10 +61,17 @@ def resume(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_misfit(resolved: loading.Resolved, topology: Topology, arguments: argparse.Namespace) -> None:
-    if topology.has_gpus and not arguments.force:
+    is_stated = arguments.gpu is not None or arguments.gpu_memory is not None
+    if topology.has_gpus or is_stated:
         from launcher.commands.plan import refuse_misfit
 
         refuse_misfit(resolved.recipe, topology, arguments)
+
+
+def _refuse_flags_of_plans(arguments: argparse.Namespace) -> None:
+    for flag, value in (("--trace", arguments.trace), ("--json", arguments.json), ("--mfu", arguments.mfu)):
+        if value:
+            raise UsageError(f"{flag} says something of a plan; give --plan with it, or do without")
 
 
 def _target(arguments: argparse.Namespace, before: Attempt | None) -> Target:

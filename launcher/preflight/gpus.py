@@ -49,6 +49,8 @@ def gpu_named(name: str) -> Gpu:
     """Raises UsageError for a GPU that is not in the table."""
     if name.lower() in GPUS:
         return GPUS[name.lower()]
+    if name.isdecimal():
+        raise UsageError(f"--gpu {name} is no kind of GPU, such as h100; did you mean --gpus {name}?")
     raise UsageError(f"--gpu {name} is not known; use --gpu-memory GB, or one of {', '.join(GPUS)}")
 
 

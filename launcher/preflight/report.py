@@ -118,7 +118,9 @@ class Report:
         )
         if self.gpu is not None:
             micro = largest_micro(self.case, self.shape, self.gpu)
-            yield f"micro      batch.micro={micro} is the largest that fits" if micro else "micro      none fits"
+            share = -(-self.case.recipe.batch.size // self.case.topology.ranks)
+            most = f"batch.micro={micro} is the largest that fits, of a rank's {share} samples of each step"
+            yield f"micro      {most if micro else 'none fits'}"
         for changes in self.remedies():
             yield f"fits with  {' '.join(changes)}"
 

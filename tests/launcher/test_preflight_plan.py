@@ -157,6 +157,7 @@ def test_without_a_gpu_the_plan_says_which_sizes_would_do(capsys):
     ("words", "complaint"),
     [
         (["--gpu", "h300"], "--gpu h300 is not known"),
+        (["--gpu", "8"], "did you mean --gpus 8?"),
         (["--gpu", "h100", "--gpu-memory", "80"], "give one"),
         (["--gpu-memory", "0"], "0 is not a number of GB"),
         (["--mfu", "40"], "40 is not a share between 0 and 1"),
@@ -187,6 +188,20 @@ def test_a_launch_that_would_not_fit_is_refused_before_anything_is_made(tmp_path
     assert "a rank needs" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
     assert main([recipe, *words, "--force", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--gpu", "h100"], "--gpu h100: this run has no GPU; give --plan"),
+        (["--gpu", "2"], "did you mean --gpus 2?"),
+        (["--mfu", "0.5"], "--mfu says something of a plan; give --plan"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(tmp_path, capsys, monkeypatch, words, complaint):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["gpt_tiny", *words, f"--runs-dir={tmp_path}"]) == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_a_plan_imports_no_torch():

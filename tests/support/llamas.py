@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
     "vocab_size": 1024,
     "hidden_size": 256,
     "intermediate_size": 1024,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
