@@ -24,8 +24,8 @@ commands:
   launch ls                            the recipes that ship, and the runs here
   launch checkpoints ls|verify|digest|pin|unpin|export RUN
 
-exit codes: 0 done, 1 failed, 2 usage, 3 refused by the target, 4 no intact checkpoint, 75 stopped and resumable,
-            93 do not requeue
+exit codes: 0 done, 1 failed, 2 usage, 3 refused by the target, or does not fit, 4 no intact checkpoint,
+            75 stopped and resumable, 93 do not requeue
 """
 
 COMMANDS = {
@@ -190,6 +190,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         help="how long after a stop signal the run is ended by force; it is gone before that (default: never)",
     )
     parser.add_argument("--dry-run", action="store_true", help="show exactly what would be executed, and do nothing")
+    _add_preflight(parser)
     parser.add_argument("--takeover", action="store_true", help="take a run from an owner that looks alive")
     parser.add_argument(
         "--allow-change",
@@ -198,6 +199,25 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD",
         help="resume although FIELD changed since the run started",
     )
+
+
+def _add_preflight(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="the kind of GPU it runs on, such as h100 (default: this machine's)"
+    )
+    parser.add_argument("--gpu-memory", type=_gigabytes, metavar="GB", help="the same, by its size alone")
+    parser.add_argument("--force", action="store_true", help="start although it would not fit into the GPU's memory")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plan", action="store_true", help="show memory, time and checkpoints on --nodes x --gpus, and do nothing"
+    )
+    parser.add_argument("--trace", action="store_true", help="with --plan: trace a step of the model, too")
+    parser.add_argument(
+        "--mfu", type=_share, metavar="SHARE", help="with --plan: the share of a GPU's peak that is used"
+    )
+    _add_json(parser)
 
 
 def _add_laptop(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +241,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 def _train(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     _add_place(parser)
+    _add_plan(parser)
     _add_laptop(parser)
     parser.add_argument(
         "--name", metavar="RUN", help="the run's name; an existing one is resumed (default: made from the recipe's)"
@@ -294,6 +315,18 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 1000000")
     return int(text)
+
+
+def _gigabytes(text: str) -> float:
+    if not text.isascii() or not text.replace(".", "", 1).isdecimal() or not 1 <= float(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of GB from 1 to 10000")
+    return float(text)
+
+
+def _share(text: str) -> float:
+    if not text.isascii() or not text.replace(".", "", 1).isdecimal() or not 0 < float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
+    return float(text)
 
 
 def _count(text: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from cluster.topology import Topology
 from launcher import loading
 from launcher.errors import UsageError
 from launcher.groups import Group, run_outside_groups, runs_of
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 def train(arguments: argparse.Namespace) -> int:
     target = _target(arguments, before=None)
+    if arguments.plan:
+        from launcher.commands.plan import plan as show_plan
+
+        return show_plan(arguments, target.words)
+    _refuse_flags_of_plans(arguments)
     sweeps = parse_sweeps(arguments.sweep)
     check_sweeps(sweeps, arguments.seeds, target.words)
     topology = target.backend.topology(arguments.nodes or 1, arguments.gpus)
@@ -37,6 +43,8 @@ def train(arguments: argparse.Namespace) -> int:
     members = list(_members(load, target.words, sweeps, arguments.seeds))
     cores = target.backend.cores_per_node(topology)
     plans = [make_plan(resolved.recipe, topology, cores_per_node=cores) for _, resolved in members]
+    for _, resolved in members:
+        _refuse_misfit(resolved, topology, arguments)
     name = arguments.name or _new_name(members[0][1], folder)
     is_group = bool(sweeps) or arguments.seeds is not None
     group = Group(name=name, keys=tuple(members[0][0])) if is_group else None
@@ -96,6 +104,7 @@ def resume(arguments: argparse.Namespace) -> int:
     nodes, ranks_per_node = _size(arguments, before, target)
     topology = target.backend.topology(nodes, ranks_per_node)
     plan = make_plan(resolved.recipe, topology, cores_per_node=target.backend.cores_per_node(topology))
+    _refuse_misfit(resolved, topology, arguments)
     from launcher.commands.train import Work, train_all
 
     return train_all([Work(run=run, resolved=resolved, plan=plan)], target.backend, arguments)
@@ -105,6 +114,20 @@ def _refuse_another_place(run: Run, checkpoints: str | None) -> None:
     if checkpoints is not None and run.checkpoints != checkpoints:
         remedy = "leave the flag out to resume it, or choose another --name"
         raise UsageError(f"--checkpoints: those of {run.name} are in {run.checkpoints}, not {checkpoints}; {remedy}")
+
+
+def _refuse_misfit(resolved: loading.Resolved, topology: Topology, arguments: argparse.Namespace) -> None:
+    is_stated = arguments.gpu is not None or arguments.gpu_memory is not None
+    if topology.has_gpus or is_stated:
+        from launcher.commands.plan import refuse_misfit
+
+        refuse_misfit(resolved.recipe, topology, arguments)
+
+
+def _refuse_flags_of_plans(arguments: argparse.Namespace) -> None:
+    for flag, value in (("--trace", arguments.trace), ("--json", arguments.json), ("--mfu", arguments.mfu)):
+        if value:
+            raise UsageError(f"{flag} says something of a plan; give --plan with it, or do without")
 
 
 def _target(arguments: argparse.Namespace, before: Attempt | None) -> Target:

@@ -143,7 +143,7 @@ PROCESSES: dict[str, tuple[list[str], int, str]] = {
     "a recipe that reads what is typed": (["stdin.py"], 2, "stdin.py:1: the recipe raised EOFError"),
     "a recipe with a finished thread": (["show", "thread.py", "steps=0"], 2, "steps=0 must be at least 1"),
     "a setting": (["own.py", "optimizer.lrr=1"], 2, "unknown setting optimizer.lrr=1; did you mean optimizer.lr?"),
-    "a flag": (["own.py", "--gpu", "2"], 2, "unknown flag --gpu; did you mean --gpus?"),
+    "a flag": (["own.py", "--gpuss", "2"], 2, "unknown flag --gpuss; did you mean --gpus?"),
     "a run": (["resume", "god"], 2, "did you mean good?"),
     "bytes that are no text": (["show", "\udcff\udcfe"], 2, "there is no recipe"),
     "a terminal's escapes": (["show", "\x1b[2J\x07"], 2, "there is no recipe"),

@@ -356,7 +356,7 @@ COMMANDS = [
 ]
 
 _FLAGS = {
-    "own.py": ("--nodes", "--gpus", "--on", "--runs-dir", "--name", "--allow-change"),
+    "own.py": ("--nodes", "--gpus", "--gpu", "--gpu-memory", "--on", "--runs-dir", "--name", "--allow-change"),
     "resume good": ("--nodes", "--gpus", "--on", "--runs-dir", "--allow-change"),
     "checkpoints ls good": ("--step", "--runs-dir"),
     "status good": ("--runs-dir",),
@@ -366,7 +366,7 @@ _NOT_COUNTS = ("0", "-1", "1.5", "x", "", "1e3", "\uff11", "\xb2", "9" * 30, "10
 _NEAR = {
     "own.py": {
         "--node": "--nodes",
-        "--gpu": "--gpus",
+        "--gpuss": "--gpus",
         "--nam": "--name",
         "--run-dir": "--runs-dir",
         "--labtop": "--laptop",

@@ -36,8 +36,8 @@ class FullySharded:
     def __init__(
         self, recipe: Recipe, plan: Plan, model: torch.nn.Module, device: torch.device, precision: str
     ) -> None:
-        mesh = _mesh(plan, device, shards_within_node=recipe.parallel.shard_within_node)
-        _shard(model, mesh, precision, offloads=recipe.parallel.cpu_offload)
+        mesh = make_mesh(plan, device, shards_within_node=recipe.parallel.shard_within_node)
+        shard_module(model, mesh, precision, offloads=recipe.parallel.cpu_offload)
         _allocate(model, torch.device("cpu") if recipe.parallel.cpu_offload else device)
         self.model = model
         self.own_time: OwnTime | None = make_own_time(device) if plan.topology.ranks == 1 else None
@@ -98,14 +98,14 @@ class FullySharded:
         return [gradient for gradient in self.gradients().values() if gradient is not None]
 
 
-def _mesh(plan: Plan, device: torch.device, *, shards_within_node: bool) -> DeviceMesh:
+def make_mesh(plan: Plan, device: torch.device, *, shards_within_node: bool) -> DeviceMesh:
     nodes, ranks_per_node = plan.topology.nodes, plan.topology.ranks_per_node
     if shards_within_node:
         return init_device_mesh(device.type, (nodes, ranks_per_node), mesh_dim_names=(_REPLICATE, _SHARD))
     return init_device_mesh(device.type, (nodes * ranks_per_node,), mesh_dim_names=(_SHARD,))
 
 
-def _shard(model: torch.nn.Module, mesh: DeviceMesh, precision: str, *, offloads: bool) -> None:
+def shard_module(model: torch.nn.Module, mesh: DeviceMesh, precision: str, *, offloads: bool) -> None:
     """Shard the model in place: each repeated block is gathered by itself, and the rest of the model together."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0:

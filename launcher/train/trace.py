@@ -1,0 +1,161 @@
+"""The memory of one step from the real model, on fake tensors: its operations and shapes, without values or memory.
+
+Fake tensors are those of the CPU: its attention may keep something else than a GPU's does. A 4-bit base is traced in
+the precision of the layers, and counted as what it takes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from cluster.topology import Topology
+from launcher import loading
+from launcher.errors import UsageError
+from launcher.plan import Plan, make_plan
+from launcher.preflight.shape import config_of
+from launcher.preflight.workload import NF4_DATA_BYTES, NF4_SCALE_BYTES
+from launcher.recipe import Recipe
+from launcher.train.engines.fsdp import make_mesh, shard_module
+from launcher.train.functions import find_function, loss_function
+from launcher.train.live_bytes import LiveBytes
+from launcher.train.models import prepare_model
+from launcher.train.precision import COMPUTE_DTYPES
+
+_TRACED = ("ddp", "fsdp")
+_FP32 = 4
+
+
+def trace(recipe: Recipe, plan: Plan) -> int:
+    """The peak in bytes of what one rank has allocated on its device in a step.
+
+    The forward and the backward pass are traced; moments of the optimizer, and what its step needs, are added.
+    Raises UsageError for a strategy that cannot be traced.
+    """
+    parallel = recipe.parallel
+    if parallel.strategy not in _TRACED or parallel.cpu_offload:
+        raise UsageError(f"parallel.strategy={parallel.describe()} cannot be traced; {', '.join(_TRACED)} can")
+    config = None if recipe.model.name is None else config_of(recipe.model)
+    precision = "bf16" if recipe.precision == "auto" else recipe.precision
+    mesh = _mesh(recipe, plan) if parallel.strategy == "fsdp" else None  # outside the mode: it holds real numbers
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module = fake_model(recipe, config, precision)
+        saved = _saved_by_quantisation(recipe, module, precision)
+        if mesh is not None:
+            shard_module(module, mesh, precision, offloads=False)
+        passes = peak_of_passes(recipe, plan, module, precision)
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    frozen = sum(p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad)
+    ranks = 1 if mesh is None else mesh["shard"].size()
+    step = (frozen + 5 * _FP32 * trainable) / ranks  # parameters, gradients, moments, and AdamW's copy
+    return round(max(passes + 2 * _FP32 * trainable / ranks, step) - saved / ranks)
+
+
+def peak_of_passes(recipe: Recipe, plan: Plan, module: torch.nn.Module, precision: str) -> int:
+    """The peak in bytes of one forward and backward pass, with weights and gradients, fake or real as the module is."""
+    live = LiveBytes()
+    has_gradients = plan.accumulation > 1 or (recipe.parallel.strategy == "ddp" and plan.topology.ranks > 1)
+    with live, live.counting_resizes(), _without_packing():
+        for tensor in (*module.parameters(), *module.buffers()):
+            live.count(tensor)
+        for parameter in module.parameters() if has_gradients else ():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        shape = (plan.micro, recipe.data.sequence_length)
+        batch = {name: torch.zeros(shape, dtype=torch.int64) for name in ("input_ids", "labels")}
+        dtype = COMPUTE_DTYPES[precision]
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            loss, _ = loss_function(recipe.loss)(module, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+    return live.peak
+
+
+@contextmanager
+def _without_packing() -> Iterator[None]:
+    """transformers looks whether samples are packed, which fake tensors cannot say, and then masks to be safe."""
+    from transformers import masking_utils
+
+    find = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda _positions: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = find
+
+
+def fake_model(recipe: Recipe, config: Mapping[str, Any] | None, precision: str) -> torch.nn.Module:
+    """The recipe's model, ready to be trained, as tensors of the mode that is entered."""
+    with torch.device("meta"):
+        if config is None:
+            module: torch.nn.Module = find_function(str(recipe.model.build))(**recipe.model.arguments)
+        else:
+            module = _configured(config, (COMPUTE_DTYPES[precision] if recipe.adapter else None) or torch.float32)
+        module = prepare_model(module, recipe).train()
+    _replace_tensors(module)
+    return module
+
+
+def _configured(config: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    others = {key: value for key, value in config.items() if key not in ("model_type", "dtype", "torch_dtype")}
+    known = AutoConfig.for_model(config["model_type"], **others)
+    module: torch.nn.Module = AutoModelForCausalLM.from_config(known, dtype=dtype, attn_implementation="sdpa")
+    return module
+
+
+def _replace_tensors(module: torch.nn.Module) -> None:
+    """Give tensors without memory those of the mode; what is shared stays shared."""
+    made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_meta:
+                    made.setdefault(id(tensor), (tensor, _with_memory(tensor)))
+                    tensors[name] = made[id(tensor)][1]  # type: ignore[assignment]
+
+
+def _with_memory(tensor: torch.Tensor) -> torch.Tensor:
+    memory = torch.empty(tensor.shape, dtype=tensor.dtype)
+    is_parameter = isinstance(tensor, torch.nn.Parameter)
+    return torch.nn.Parameter(memory, requires_grad=tensor.requires_grad) if is_parameter else memory
+
+
+def _saved_by_quantisation(recipe: Recipe, module: torch.nn.Module, precision: str) -> float:
+    """Bytes that 4-bit matrices take less than traced ones."""
+    if recipe.quantize == "none":
+        return 0
+    linears = (m for name, m in module.named_modules() if isinstance(m, torch.nn.Linear) and ".lora_" not in name)
+    matrices = [m.weight for m in linears if m is not module.get_output_embeddings()]  # type: ignore[operator]
+    return float(sum(m.numel() * (m.element_size() - NF4_DATA_BYTES - NF4_SCALE_BYTES) for m in matrices))
+
+
+def _mesh(recipe: Recipe, plan: Plan) -> Any:
+    if not dist.is_initialized():
+        dist.init_process_group("fake", rank=0, world_size=plan.topology.ranks, store=FakeStore())
+    return make_mesh(plan, torch.device("cpu"), shards_within_node=recipe.parallel.shard_within_node)
+
+
+def main() -> None:
+    """`python -m launcher.train.trace CONFIG NODES GPUS_PER_NODE`: JSON on stdout, in a process of its own."""
+    started = time.perf_counter()
+    recipe = loading.load_frozen(Path(sys.argv[1])).recipe
+    topology = Topology(nodes=int(sys.argv[2]), ranks_per_node=int(sys.argv[3]), has_gpus=True)
+    try:
+        found: dict[str, object] = {"bytes": trace(recipe, make_plan(recipe, topology, cores_per_node=1))}
+    except UsageError as error:
+        found = {"error": str(error)}
+    print(json.dumps(found | {"seconds": round(time.perf_counter() - started, 1)}))
+
+
+if __name__ == "__main__":
+    main()
