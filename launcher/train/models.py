@@ -91,18 +91,13 @@ def load_model(recipe: Recipe, device: torch.device, precision: str, *, restores
 
 def _build(recipe: Recipe, place: torch.device, *, shards: bool, restores: bool) -> LoadedModel:
     build = partial(find_function(str(recipe.model.build)), **recipe.model.arguments)
-    unread = None
     torch.manual_seed(recipe.seed)
-    if shards and restores:
-        with _parameters_without_memory():
-            module = build()
-    elif shards:
-        module, unread = build_without_memory(build)
-    else:
-        module = build().to(place)
-    if shards and not all(parameter.requires_grad for parameter in module.parameters()):
+    if not shards:
+        return LoadedModel(module=prepare_model(build().to(place), recipe).train())
+    module, unread = build_without_memory(build)
+    if not all(parameter.requires_grad for parameter in module.parameters()):
         return _build(recipe, place, shards=False, restores=restores)  # what it froze is in no checkpoint
-    return LoadedModel(module=prepare_model(module, recipe).train(), unread=unread)
+    return LoadedModel(module=prepare_model(module, recipe).train(), unread=None if restores else unread)
 
 
 def repeated_blocks(module: torch.nn.Module) -> list[torch.nn.Module]:

@@ -62,6 +62,19 @@ def test_a_parameter_that_is_shared_stays_shared_without_memory(tmp_path):
     assert model[0].weight.is_meta
 
 
+def test_a_buffer_that_is_in_no_checkpoint_has_its_first_numbers_after_a_restore(tmp_path):
+    (tmp_path / "noisy.py").write_text(
+        "def noisy():\n"
+        "    import torch\n"
+        "    model = torch.nn.Linear(4, 4)\n"
+        "    model.register_buffer('noise', torch.randn(4), persistent=False)\n"
+        "    return model\n"
+    )
+    recipe = replace(RECIPE, model=Model(build=f"{tmp_path / 'noisy.py'}:noisy"))
+    first = load_model(recipe, CPU, "fp32").module.noise
+    assert torch.equal(load_model(recipe, CPU, "fp32", restores=True).module.noise, first)
+
+
 def test_a_model_is_handed_over_for_training_also_where_it_was_built_for_inference(tmp_path):
     (tmp_path / "still.py").write_text("def still():\n    from torch import nn\n    return nn.Dropout(0.5).eval()\n")
     recipe = replace(RECIPE, model=Model(build=f"{tmp_path / 'still.py'}:still"))
