@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from cluster.backend import Backend
 from cluster.topology import Topology
 from launcher import loading
 from launcher.errors import UsageError
@@ -31,7 +32,7 @@ def train(arguments: argparse.Namespace) -> int:
     use_laptop = not topology.has_gpus if arguments.laptop is None else arguments.laptop
     resolved = loading.load(arguments.recipe, target.words, laptop=use_laptop)
     plan = make_plan(resolved.recipe, topology, cores_per_node=target.backend.cores_per_node(topology))
-    _refuse_misfit(resolved, topology, arguments)
+    _refuse_misfit(resolved, topology, target.backend, arguments)
     run = Run(folder / (arguments.name or _new_name(resolved, folder)))
     from launcher.code_snapshot import root_of
     from launcher.commands.train import carry_on, start
@@ -54,15 +55,18 @@ def resume(arguments: argparse.Namespace) -> int:
     nodes, ranks_per_node = _size(arguments, before, target)
     topology = target.backend.topology(nodes, ranks_per_node)
     plan = make_plan(resolved.recipe, topology, cores_per_node=target.backend.cores_per_node(topology))
-    _refuse_misfit(resolved, topology, arguments)
+    _refuse_misfit(resolved, topology, target.backend, arguments)
     from launcher.commands.train import carry_on
 
     return carry_on(run, resolved, plan, target.backend, arguments)
 
 
-def _refuse_misfit(resolved: loading.Resolved, topology: Topology, arguments: argparse.Namespace) -> None:
+def _refuse_misfit(
+    resolved: loading.Resolved, topology: Topology, backend: Backend, arguments: argparse.Namespace
+) -> None:
+    """This machine's GPU says nothing of those that a scheduler will give."""
     is_stated = arguments.gpu is not None or arguments.gpu_memory is not None
-    if topology.has_gpus or is_stated:
+    if is_stated or (topology.has_gpus and backend.needs_launcher):
         from launcher.commands.plan import refuse_misfit
 
         refuse_misfit(resolved.recipe, topology, arguments)
