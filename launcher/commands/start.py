@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from cluster.backend import Backend
 from cluster.topology import Topology
 from launcher import loading
 from launcher.errors import UsageError
@@ -41,10 +42,7 @@ def train(arguments: argparse.Namespace) -> int:
     use_laptop = not topology.has_gpus if arguments.laptop is None else arguments.laptop
     load = partial(loading.load, arguments.recipe, laptop=use_laptop)
     members = list(_members(load, target.words, sweeps, arguments.seeds))
-    cores = target.backend.cores_per_node(topology)
-    plans = [make_plan(resolved.recipe, topology, cores_per_node=cores) for _, resolved in members]
-    for _, resolved in members:
-        _refuse_misfit(resolved, topology, arguments)
+    plans = [_plan(resolved, topology, target.backend, arguments) for _, resolved in members]
     name = arguments.name or _new_name(members[0][1], folder)
     is_group = bool(sweeps) or arguments.seeds is not None
     group = Group(name=name, keys=tuple(members[0][0])) if is_group else None
@@ -103,8 +101,7 @@ def resume(arguments: argparse.Namespace) -> int:
     resolved = loading.load_frozen(run.config, [*([] if stops_again else ["stop_after=null"]), *target.words])
     nodes, ranks_per_node = _size(arguments, before, target)
     topology = target.backend.topology(nodes, ranks_per_node)
-    plan = make_plan(resolved.recipe, topology, cores_per_node=target.backend.cores_per_node(topology))
-    _refuse_misfit(resolved, topology, arguments)
+    plan = _plan(resolved, topology, target.backend, arguments)
     from launcher.commands.train import Work, train_all
 
     return train_all([Work(run=run, resolved=resolved, plan=plan)], target.backend, arguments)
@@ -116,12 +113,15 @@ def _refuse_another_place(run: Run, checkpoints: str | None) -> None:
         raise UsageError(f"--checkpoints: those of {run.name} are in {run.checkpoints}, not {checkpoints}; {remedy}")
 
 
-def _refuse_misfit(resolved: loading.Resolved, topology: Topology, arguments: argparse.Namespace) -> None:
+def _plan(resolved: loading.Resolved, topology: Topology, backend: Backend, arguments: argparse.Namespace) -> Plan:
+    """Raises UsageError for a plan that cannot be, and DoesNotFit where the GPU is known: named, or of this machine."""
+    plan = make_plan(resolved.recipe, topology, cores_per_node=backend.cores_per_node(topology))
     is_stated = arguments.gpu is not None or arguments.gpu_memory is not None
-    if topology.has_gpus or is_stated:
+    if is_stated or (topology.has_gpus and backend.needs_launcher):
         from launcher.commands.plan import refuse_misfit
 
         refuse_misfit(resolved.recipe, topology, arguments)
+    return plan
 
 
 def _refuse_flags_of_plans(arguments: argparse.Namespace) -> None:
