@@ -14,6 +14,21 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
+# They take longest, so that they are begun first: each file is one worker's.
+LONG_FILES = (
+    "test_slurm_recovery.py", "test_equality.py", "test_slurm.py", "test_strategies.py", "test_qlora.py", "test_zero.py",
+    "test_errors.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        is_long = item.path.name in LONG_FILES and item.path.parent.name in ("cluster", "e2e")
+        return LONG_FILES.index(item.path.name) if is_long else len(LONG_FILES)
+
+    items.sort(key=place)
+
+
 @pytest.fixture
 def count_points(record_property: Callable[[str, object], None]) -> CountPoints:
     """Takes the number of crash points that a test has tried: it is shown at the end, and must not shrink unnoticed."""

@@ -170,7 +170,7 @@ def reason(tmp_path: Path) -> str:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_all_before_any_has_handlers_is_a_notice(tmp_path, number):
     backend = LocalBackend({})
-    handle = backend.submit(backend.render(job(tmp_path)))
+    (handle,) = backend.submit(backend.render([job(tmp_path)]))
     node = int(handle.partition(":")[0])
     wait_until(lambda: os.killpg(node, number) or psutil.Process(node).children(), 60)  # until its command has started
     os.killpg(node, number)
@@ -181,7 +181,7 @@ def test_a_signal_to_all_before_any_has_handlers_is_a_notice(tmp_path, number):
 def test_a_launcher_that_ends_while_its_node_process_starts_is_noticed(tmp_path):
     code = "from pathlib import Path\n"
     code += "from cluster.local import LocalBackend\nfrom cluster.job import Submission\nbackend = LocalBackend({})\n"
-    code += f"backend.submit({LocalBackend({}).render(job(tmp_path))!r})"
+    code += f"backend.submit({LocalBackend({}).render([job(tmp_path)])!r})"
     code = code.replace("PosixPath", "Path")
     subprocess.run([sys.executable, "-c", code + "\nimport os\nos._exit(0)"], cwd=ROOT, check=True)
     assert reason(tmp_path) == "SIGTERM"

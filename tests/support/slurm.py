@@ -175,3 +175,15 @@ def start_cluster() -> Cluster:
 
 def slurm_run(cluster: Cluster, course: Course, name: str, nodes: int = NODES, ranks: int = RANKS) -> SlurmRun:
     return SlurmRun(course=course, name=name, ranks=ranks, cluster=cluster, nodes=nodes)
+
+
+def outcomes(run: SlurmRun) -> list[str]:
+    """How each attempt ended; empty for one that nobody could tell of."""
+    files = [attempt / "outcome.json" for attempt in run.attempts()]
+    return [json.loads(file.read_text())["state"] if file.exists() else "" for file in files]
+
+
+def hosts(run: SlurmRun, attempt: int) -> dict[int, str]:
+    """Where each rank of an attempt was."""
+    files = (run.run / f"attempts/{attempt:04d}/pace").glob("*.json")
+    return {pace["rank"]: pace["host"] for file in files for pace in json.loads(file.read_text())["ranks"]}
