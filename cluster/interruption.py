@@ -10,11 +10,13 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from cluster.preemption import Notice
+from cluster.preemption import Mark, Notice
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -25,14 +27,15 @@ _REQUEST_SECONDS = 2.0
 _FIRST_AZURE_SECONDS = 120.0  # the service is enabled by the first request (Azure, "Scheduled Events")
 _LONG_POLL_SECONDS = 60
 _TOKEN_SECONDS = 21600  # the longest there is (EC2, "Use IMDSv2")
+_GOOGLE_SECONDS = 30.0  # (Compute Engine, "Preemption process")
 _PAUSE_SECONDS = 5.0  # between looks, also after a failure (EC2, "Spot Instance interruption notices")
 
 
 class Cloud(Protocol):
     """What one cloud says of this machine."""
 
-    def interruption(self) -> str | None:
-        """Why and when this machine will be taken away; None when it will not. May wait for news.
+    def interruption(self) -> Mark | None:
+        """When and why this machine will be taken away; None when it will not. May wait for news.
 
         Raises OSError and ValueError when there is no answer, or none that can be understood.
         """
@@ -57,8 +60,9 @@ def watch_cloud(cloud: Cloud, notice: Notice, pause_seconds: float = _PAUSE_SECO
         while not notice.is_given():
             started = time.monotonic()
             try:
-                if reason := cloud.interruption():
-                    notice.give(reason)
+                if (end := cloud.interruption()) is not None:
+                    notice.set_end(Mark(end.at, f"in {max(0.0, end.seconds_left()):.0f} s"))
+                    notice.give(end.why)
                     return
             except (OSError, ValueError):
                 pass
@@ -74,7 +78,7 @@ class Ec2:
         self._url = url.rstrip("/")
         self._token = ""
 
-    def interruption(self) -> str | None:
+    def interruption(self) -> Mark | None:
         status, body = self._ask()
         if status == HTTPStatus.UNAUTHORIZED:  # no token yet, or one that is too old
             self._token = self._new_token()
@@ -82,7 +86,8 @@ class Ec2:
         if status != HTTPStatus.OK:
             return None
         said = json.loads(body)
-        return f"AWS will {said['action']} this spot instance at {said['time']}"
+        seconds = datetime.fromisoformat(said["time"]).timestamp() - time.time()
+        return Mark(time.monotonic() + seconds, f"AWS will {said['action']} this spot instance")
 
     def _ask(self) -> tuple[int, str]:
         path = "/latest/meta-data/spot/instance-action"
@@ -104,13 +109,15 @@ class ComputeEngine:
         self._url = url.rstrip("/")
         self._etag = ""
 
-    def interruption(self) -> str | None:
+    def interruption(self) -> Mark | None:
         wait = f"?wait_for_change=true&timeout_sec={_LONG_POLL_SECONDS}&last_etag={self._etag}" if self._etag else ""
         url = f"{self._url}/computeMetadata/v1/instance/preempted{wait}"
         seconds = _REQUEST_SECONDS + (_LONG_POLL_SECONDS if wait else 0)
         _, headers, body = _request(url, {"Metadata-Flavor": "Google"}, seconds=seconds)
         self._etag = headers.get("ETag", "")
-        return "Google Cloud preempts this machine" if body.strip() == "TRUE" else None
+        if body.strip() != "TRUE":
+            return None
+        return Mark(time.monotonic() + _GOOGLE_SECONDS, "Google Cloud preempts this machine")
 
 
 class Azure:
@@ -120,13 +127,14 @@ class Azure:
         self._url = url.rstrip("/")
         self._seconds = _FIRST_AZURE_SECONDS
 
-    def interruption(self) -> str | None:
+    def interruption(self) -> Mark | None:
         url = f"{self._url}/metadata/scheduledevents?api-version=2020-07-01"
         _, _, body = _request(url, {"Metadata": "true"}, seconds=self._seconds)
         self._seconds = _REQUEST_SECONDS
         for event in json.loads(body)["Events"]:
             if event["EventType"] in ("Preempt", "Terminate"):
-                return f"Azure will take this machine away ({event['EventType']}, not before {event['NotBefore']})"
+                seconds = parsedate_to_datetime(event["NotBefore"]).timestamp() - time.time()
+                return Mark(time.monotonic() + seconds, f"Azure will take this machine away: {event['EventType']}")
         return None
 
 

@@ -16,8 +16,8 @@ settings.load_profile("tests")
 
 # They take longest, so that they are begun first: each file is one worker's.
 LONG_FILES = (
-    "test_slurm_recovery.py", "test_equality.py", "test_slurm.py", "test_strategies.py", "test_qlora.py", "test_zero.py",
-    "test_errors.py",
+    "test_slurm_recovery.py", "test_equality.py", "test_slurm.py", "test_strategies.py", "test_qlora.py",
+    "test_zero.py", "test_errors.py",
 )  # fmt: skip
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from support.metadata_server import metadata_server
+from support.metadata_server import SECONDS, metadata_server
 from support.runs_for_tests import REPOSITORY, wait_for
 
 from cluster import interruption
@@ -17,9 +18,9 @@ from cluster.interruption import Azure, ComputeEngine, Ec2, this_cloud, watch_cl
 from cluster.preemption import Notice
 
 CLOUDS = {
-    Ec2: "AWS will terminate this spot instance at 2026-11-21T08:22:00Z",
+    Ec2: "AWS will terminate this spot instance",
     ComputeEngine: "Google Cloud preempts this machine",
-    Azure: "Azure will take this machine away (Preempt, not before Sat, 21 Nov 2026 08:22:00 GMT)",
+    Azure: "Azure will take this machine away: Preempt",
 }
 
 
@@ -37,7 +38,8 @@ def test_an_interruption_becomes_the_notice(tmp_path, server, cloud):
     assert not notice.is_given()
     server.interrupt()
     wait_for(notice.is_given, "the notice", timeout=10)
-    assert notice.reason() == CLOUDS[cloud]
+    assert re.fullmatch(rf"{CLOUDS[cloud]} \(in (29|30) s\)", notice.reason())
+    assert SECONDS - 3 < notice.end().seconds_left() <= SECONDS
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
@@ -60,14 +62,14 @@ def test_a_token_that_is_too_old_is_replaced(server):
     assert cloud.interruption() is None
     server.tokens.clear()
     server.interrupt()
-    assert cloud.interruption() == CLOUDS[Ec2]
+    assert cloud.interruption().why == CLOUDS[Ec2]
 
 
 def test_metadata_goes_through_no_proxy(server, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     server.interrupt()
-    assert Ec2(server.url).interruption() == CLOUDS[Ec2]
+    assert Ec2(server.url).interruption().why == CLOUDS[Ec2]
 
 
 @pytest.mark.parametrize(
@@ -110,5 +112,6 @@ def test_the_node_process_of_a_cloud_machine_watches_for_it(tmp_path: Path, serv
     server.interrupt()
     started = time.monotonic()
     said, _ = node.communicate(timeout=30)
-    assert (node.returncode, said.strip()) == (0, CLOUDS[Ec2])
+    assert node.returncode == 0
+    assert said.startswith(f"{CLOUDS[Ec2]} (in ")
     assert time.monotonic() - started < 10

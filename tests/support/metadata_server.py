@@ -8,8 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
+
+SECONDS = 30  # from any look on, until the machine is taken away
 
 
 class MetadataServer(ThreadingHTTPServer):
@@ -75,7 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
             return 401, "", {}
         if not self.server.is_interrupted:
             return 404, "", {}
-        return 200, json.dumps({"action": "terminate", "time": "2026-11-21T08:22:00Z"}), {}
+        end = datetime.fromtimestamp(time.time() + SECONDS, UTC)
+        return 200, json.dumps({"action": "terminate", "time": f"{end:%Y-%m-%dT%H:%M:%SZ}"}), {}
 
     def _compute_engine(self) -> tuple[int, str, dict[str, str]]:
         if self.headers.get("Metadata-Flavor") != "Google":
@@ -90,7 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _azure(self) -> tuple[int, str, dict[str, str]]:
         if self.headers.get("Metadata") != "true" or "api-version" not in parse_qs(urlsplit(self.path).query):
             return 400, "", {}
-        event = {"EventId": "1", "EventType": "Preempt", "NotBefore": "Sat, 21 Nov 2026 08:22:00 GMT"}
+        end = formatdate(time.time() + SECONDS, usegmt=True)
+        event = {"EventId": "1", "EventType": "Preempt", "NotBefore": end}
         return 200, json.dumps({"DocumentIncarnation": 1, "Events": [event] * self.server.is_interrupted}), {}
 
     def _answer(self, status: int, body: str, headers: dict[str, str]) -> None:
