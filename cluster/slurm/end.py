@@ -21,12 +21,14 @@ def end_of(job: str) -> Mark:
     now, epoch = time.monotonic(), time.time()
     try:
         found = queue.job_fields(job)
-        if found.get("JobState") != "RUNNING":  # it is being requeued or cancelled
+        end, preempted = found.get("EndTime", ""), found.get("PreemptTime", "")
+        # Of a job without a limit Slurm may forget the end of the grace, and then it ends the job at once.
+        is_ending = preempted.isdecimal() and not end.isdecimal()
+        if found.get("JobState") != "RUNNING" or is_ending:  # or it is being requeued or cancelled
             kill_wait = queue.kill_wait_seconds()
             return Mark(now + kill_wait, f"Slurm's KillWait is {kill_wait} s")
     except ClusterError:
         return Mark(math.inf, "Slurm does not answer how long the job has")
-    end, preempted = found.get("EndTime", ""), found.get("PreemptTime", "")
     if preempted.isdecimal() and end.isdecimal():
         return Mark(now + int(end) - epoch, f"preempted with {int(end) - int(preempted)} s of grace")
     # Of a job without a limit Slurm says that it ends in a year.

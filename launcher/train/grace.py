@@ -16,8 +16,7 @@ from launcher.terminal import say
 LEAVING_SECONDS = 1.0  # before the end, so that nothing is left for whoever ends it by force
 _LOOK_SECONDS = 0.1
 _SAME_SECONDS = 2.0  # schedulers tell whole seconds
-_LATE_SECONDS = 3.0  # a signal has been seen ahead of what the controller says of it
-_ANSWER_SECONDS = 12.0 + _LATE_SECONDS  # the agent waits for two answers at most
+_ANSWER_SECONDS = 12.0  # the agent asks twice at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def leave_in_time(grace: Grace, attempt: Attempt, ask: Callable[[], Mark] | None
         while not notice.is_given():
             time.sleep(_LOOK_SECONDS)
         if ask is not None and grace.seconds is None:
-            notice.set_end(_end_after_notice(ask, notice))
+            notice.set_end(ask())
             say(f"{notice.reason()}: saving if there is time, then leaving")
         while grace.left() > 0:
             time.sleep(_LOOK_SECONDS)
@@ -82,18 +81,3 @@ def leave_in_time(grace: Grace, attempt: Attempt, ask: Callable[[], Mark] | None
         os._exit(75)
 
     threading.Thread(target=leave, name="grace", daemon=True).start()
-
-
-def _end_after_notice(ask: Callable[[], Mark], notice: Notice) -> Mark:
-    """The scheduler's answer; when SIGTERM came and nothing has changed for it, the answer some moments later."""
-    before, deadline = notice.limit(), time.monotonic() + _LATE_SECONDS
-    end = ask()
-    while (
-        notice.reason().startswith("SIGTERM")
-        and before is not None
-        and math.isclose(end.at, before.at, abs_tol=_SAME_SECONDS)
-        and time.monotonic() < deadline
-    ):
-        time.sleep(_LOOK_SECONDS)
-        end = ask()
-    return end

@@ -49,6 +49,12 @@ def test_without_a_limit_a_preempted_job_has_an_end_all_the_same(end_when):
     assert end.seconds_left() < 41
 
 
+def test_a_preempted_job_whose_end_slurm_does_not_know_has_no_more_than_kill_wait(end_when):
+    end = end_when(f"JobState=RUNNING TimeLimit=UNLIMITED EndTime=Unknown PreemptTime={soon(0)}")
+    assert end.seconds_left() <= 30
+    assert end.why == "Slurm's KillWait is 30 s"
+
+
 def test_else_its_time_limit_counts_less_what_asking_for_the_next_start_takes(end_when):
     end = end_when(f"JobState=RUNNING TimeLimit=01:00:00 EndTime={soon(100)} PreemptTime=None")
     assert 85 < end.seconds_left() < 96

@@ -50,8 +50,10 @@ def test_a_job_of_a_higher_priority_gets_its_nodes_and_the_run_goes_on_after_it(
     run.check_ending()
     assert outcomes(run) == ["PREEMPTED", "SUCCEEDED"]
     assert slurm.job(run.job)["Restarts"] == "1"
-    assert run.status()["attempts"][0]["cause"] == "SIGTERM (preempted with 20 s of grace)"
-    assert "SIGTERM (preempted with 20 s of grace): saving if there is time" in run.told()
+    cause = run.status()["attempts"][0]["cause"]
+    # Of a job without a time limit Slurm 22.05 sometimes forgets when the grace ends.
+    assert cause in ("SIGTERM (preempted with 20 s of grace)", "SIGTERM (Slurm's KillWait is 5 s)")
+    assert f"{cause}: saving if there is time" in run.told()
 
 
 def test_a_killed_rank_has_all_ranks_of_all_nodes_start_again_in_the_same_job(slurm, course):

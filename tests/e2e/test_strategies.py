@@ -27,7 +27,7 @@ from support.strategies import (
     word,
 )
 
-STEPS = {"ddp": 50, "fsdp": 50, "fsdp+offload": 20}
+STEPS = {"ddp": 30, "fsdp": 30, "fsdp+offload": 10}
 VARIANTS: dict[str, dict[str, object]] = {
     "undivided": {"optimizer.clip": "null", "batch.micro": "6"},
     "recomputing": {"model.activation_checkpointing": "true"},
@@ -150,7 +150,7 @@ def llama_words(recipe: str, folder: Path) -> list[str]:
 
 
 def test_a_4_bit_base_trains_the_same_sharded_as_on_one_rank_alone(small_llama, tmp_path):
-    for spread, ranks in (("ddp", 1), ("fsdp+offload", 2), ("zero3", 2)):
+    for spread, ranks in (("ddp", 1), ("fsdp", 2)):
         settings = [f"{key}={value}" for key, value in SPREADS[spread].items()]
         name = spread.replace("+", "-")
         words = [*llama_words("llama_qlora", small_llama), *settings, "--gpus", str(ranks), "--name", name]
