@@ -22,7 +22,7 @@ def end_of(job: str) -> Mark:
     try:
         found = queue.job_fields(job)
         end, preempted = found.get("EndTime", ""), found.get("PreemptTime", "")
-        # Of a job without a limit Slurm may forget the end of the grace, and then it ends the job at once.
+        # Of a job without a limit Slurm may not know the end of the grace: then no more than this is counted on.
         is_ending = preempted.isdecimal() and not end.isdecimal()
         if found.get("JobState") != "RUNNING" or is_ending:  # or it is being requeued or cancelled
             kill_wait = queue.kill_wait_seconds()
