@@ -11,6 +11,7 @@ from cluster.slurm import queue
 
 # A job that is out of time is not started again by Slurm: before that, tasks must leave and the batch script must ask.
 _ASKING_SECONDS = 5.0
+_NO_LIMIT = ("UNLIMITED", "365-00:00:00")  # of a job without a limit Slurm says this at times, and that at others
 
 
 def end_of(job: str) -> Mark:
@@ -31,8 +32,7 @@ def end_of(job: str) -> Mark:
         return Mark(math.inf, "Slurm does not answer how long the job has")
     if preempted.isdecimal() and end.isdecimal():
         return Mark(now + int(end) - epoch, f"preempted with {int(end) - int(preempted)} s of grace")
-    # Of a job without a limit Slurm says that it ends in a year.
-    if found.get("TimeLimit") == "UNLIMITED" or not end.isdecimal():
+    if found.get("TimeLimit") in _NO_LIMIT or not end.isdecimal():
         return Mark(math.inf, "the job has no time limit")
     seconds = int(end) - epoch
     return Mark(now + seconds - _ASKING_SECONDS, f"{seconds:.0f} s before the time limit")

@@ -72,6 +72,10 @@ def test_a_job_without_a_limit_has_no_end(end_when, end):
     assert end_when(f"JobState=RUNNING TimeLimit=UNLIMITED EndTime={end} PreemptTime=None").at == math.inf
 
 
+def test_a_year_is_how_slurm_says_that_there_is_no_limit(end_when):
+    assert end_when(f"JobState=RUNNING TimeLimit=365-00:00:00 EndTime={soon(31536000)} PreemptTime=None").at == math.inf
+
+
 def test_where_slurm_does_not_answer_no_end_is_known(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert end_of("7") == Mark(math.inf, "Slurm does not answer how long the job has")
