@@ -100,4 +100,3 @@ def test_a_base_model_that_changed_is_refused_by_name_before_the_first_step(smal
     assert "base_model changed: digest" in refused.stderr.splitlines()[-1]
     assert "--allow-change base_model" in refused.stderr.splitlines()[-1]
     assert steps_of(tmp_path / "run") == [1, 2]
-    assert launch("resume", "run", "--allow-change", "base_model", runs_dir=tmp_path).returncode == 0
