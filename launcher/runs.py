@@ -37,6 +37,7 @@ from launcher.errors import DamagedRun, UsageError
 from launcher.pace import Pace
 
 FORMAT = 1
+PREEMPTED_CODE = 75  # the exit code of a run that was stopped and can be resumed
 STOP_AFTER = "stop_after"  # the cause of an outcome that the recipe asked for
 MOST_TEXT_BYTES = 16 * 2**20
 MOST_LINE_BYTES = 2**20

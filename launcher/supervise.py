@@ -22,7 +22,7 @@ from launcher.disk import disk_trouble
 from launcher.environment import environment
 from launcher.errors import NoProgress
 from launcher.recipe import Recipe
-from launcher.runs import Attempt, Outcome, Run, write_json
+from launcher.runs import PREEMPTED_CODE, Attempt, Outcome, Run, write_json
 from launcher.status import commit_count
 from launcher.strategies import STRATEGIES
 from launcher.watch import Display, Follower
@@ -95,7 +95,7 @@ def _outcome_not_written(run: Run, attempt: Attempt, requests: list[signal.Signa
     disk = f"the disk of {run.folder} {wrong}, so work since the newest commit will be done again"
     if requests:
         cause = f"{requests[0].name}, {disk if wrong else 'stopped at once'}"
-        return Outcome(state="PREEMPTED", cause=cause, exit_code=75)
+        return Outcome(state="PREEMPTED", cause=cause, exit_code=PREEMPTED_CODE)
     if wrong:
         cause = f"attempt {attempt.number} has ended, and {disk}; mend that and resume"
         return Outcome(state="FAILED", cause=cause, exit_code=1)

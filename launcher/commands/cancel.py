@@ -12,7 +12,7 @@ from cluster.job import JobState
 from launcher.errors import LaunchError
 from launcher.groups import members_of
 from launcher.places import runs_dir, word_for
-from launcher.runs import Outcome, Run, find_run
+from launcher.runs import PREEMPTED_CODE, Outcome, Run, find_run
 from launcher.terminal import say
 
 SAVE_SECONDS = 120.0
@@ -64,7 +64,7 @@ def _ends(backend: Backend, handle: str, seconds: float) -> bool:
 def _write_cancelled(run: Run) -> None:
     """An outcome that any later start of the job would respect. What ended by itself stays as it is."""
     attempt = run.attempts()[-1]
-    outcome = attempt.outcome() or Outcome(state="LOST", cause="", exit_code=75)
+    outcome = attempt.outcome() or Outcome(state="LOST", cause="", exit_code=PREEMPTED_CODE)
     if outcome.state in ("PREEMPTED", "LOST"):
         attempt.write_outcome(replace(outcome, state="CANCELLED", cause="launch cancel"))
     at = f" at step {outcome.step}" if outcome.step else ""

@@ -36,13 +36,12 @@ from launcher.overrides import flatten
 from launcher.places import word_for
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
-from launcher.runs import FORMAT, STOP_AFTER, Attempt, Outcome, Run, write_json
+from launcher.runs import FORMAT, PREEMPTED_CODE, STOP_AFTER, Attempt, Outcome, Run, write_json
 from launcher.supervise import Start, start_attempts, supervise
 from launcher.terminal import answer, answer_lines, say
 from launcher.watch import make_display
 
 LEAVING_SECONDS = 15.0
-PREEMPTED_CODE = 75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from cluster.slurm.end import end_of
 from launcher.disk import disk_trouble
 from launcher.errors import LaunchError, NoProgress
 from launcher.job_start import attempt_of
-from launcher.runs import Attempt, Outcome, Run
+from launcher.runs import PREEMPTED_CODE, Attempt, Outcome, Run
 from launcher.status import commit_count
 from launcher.train.failures import Failure, first_failure, first_of
 from launcher.train.grace import Grace, leave_in_time
@@ -41,7 +41,6 @@ from launcher.train.stores import Stores
 from launcher.train.watchdog import Watchdog
 
 RESTARTS_WITHOUT_COMMIT = 3
-PREEMPTED_CODE = 75
 DISK_SECONDS = 0.5
 RENDEZVOUS_SECONDS = 60
 

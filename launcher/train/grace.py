@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.preemption import Mark, Notice
-from launcher.runs import Attempt, Outcome
+from launcher.runs import PREEMPTED_CODE, Attempt, Outcome
 from launcher.terminal import say
 
 LEAVING_SECONDS = 1.0  # before the end, so that nothing is left for whoever ends it by force
@@ -77,7 +77,9 @@ def leave_in_time(grace: Grace, attempt: Attempt, ask: Callable[[], Mark] | None
             time_given = "this time" if grace.seconds is None else f"the {grace.seconds:g} s of grace"
             cause = f"{notice.reason()}; {time_given} ended first"
             is_out_of_time = grace.is_out_of_time()
-            attempt.write_outcome(Outcome(state="PREEMPTED", cause=cause, exit_code=75, is_out_of_time=is_out_of_time))
-        os._exit(75)
+            attempt.write_outcome(
+                Outcome(state="PREEMPTED", cause=cause, exit_code=PREEMPTED_CODE, is_out_of_time=is_out_of_time)
+            )
+        os._exit(PREEMPTED_CODE)
 
     threading.Thread(target=leave, name="grace", daemon=True).start()

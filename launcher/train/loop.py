@@ -11,7 +11,7 @@ import torch
 
 from checkpoints.saver import SaveResult
 from launcher.errors import RunFailed
-from launcher.runs import STOP_AFTER, Outcome
+from launcher.runs import PREEMPTED_CODE, STOP_AFTER, Outcome
 from launcher.train.agreement import any_rank
 from launcher.train.data import to_device
 from launcher.train.engines import Batch, StepResult
@@ -121,7 +121,7 @@ def _stopped(session: Session) -> Outcome:
     session.close(is_finished=False)
     is_out_of_time = session.grace.is_out_of_time()
     step = session.committed_step
-    return Outcome(state="PREEMPTED", cause=cause, exit_code=75, step=step, is_out_of_time=is_out_of_time)
+    return Outcome(state="PREEMPTED", cause=cause, exit_code=PREEMPTED_CODE, step=step, is_out_of_time=is_out_of_time)
 
 
 def _evaluate(session: Session) -> bool:

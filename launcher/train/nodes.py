@@ -23,7 +23,7 @@ from typing import Any
 
 from cluster.allocation import Allocation
 from cluster.network import address_towards, interface_of
-from launcher.runs import Attempt
+from launcher.runs import PREEMPTED_CODE, Attempt
 from launcher.train.hangs import Hang
 from launcher.train.pulse import Sight
 
@@ -31,7 +31,6 @@ BEAT_SECONDS = 1.0
 LOST_SECONDS = 15.0
 JOIN_SECONDS = 300.0
 LEAVE_SECONDS = 10.0
-LOST_CODE = 75
 _POLL_SECONDS = 0.1
 _ACCEPT_SECONDS = 0.02
 _LEADER = 0
@@ -228,7 +227,7 @@ class Nodes:
         if self._lost is not None:
             self._end_ranks(None)
             time.sleep(LEAVE_SECONDS)
-            os._exit(LOST_CODE)
+            os._exit(PREEMPTED_CODE)
 
     def _beat(self) -> None:
         for peer in self._peers.values():

@@ -15,17 +15,9 @@ from cluster.errors import ClusterError
 from launcher import job_start
 from launcher.job_start import LOST_STARTS_WITHOUT_COMMIT, attempt_of
 from launcher.loading import freeze, load
-from launcher.runs import Attempt, Outcome, Run, write_json
+from launcher.runs import Attempt, Outcome, Run
 
 PREEMPTED = Outcome(state="PREEMPTED", cause="SIGTERM", exit_code=75, step=3)
-
-
-@pytest.fixture
-def run(tmp_path) -> Run:
-    run = Run(tmp_path / "run")
-    run.folder.mkdir()
-    write_json(run.folder / "run.json", {"format": 1, "run": "run", "recipe": "x.py", "steps": 9})
-    return run
 
 
 def submitted(run: Run, **record: object) -> Attempt:

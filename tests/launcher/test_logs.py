@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from launcher.cli import main
-from launcher.runs import Outcome, Run, write_json
-
-
-@pytest.fixture
-def run(tmp_path) -> Run:
-    run = Run(tmp_path / "run")
-    run.folder.mkdir()
-    write_json(run.folder / "run.json", {"format": 1, "run": "run", "recipe": "x.py", "steps": 9})
-    return run
+from launcher.runs import Outcome
 
 
 def test_the_logs_of_all_starts_are_printed_in_their_order(run, capsys):

@@ -78,8 +78,10 @@ def test_what_nothing_helps_is_said_to_need_a_larger_gpu():
 
 
 def test_a_plan_that_fits_or_whose_gpu_is_unknown_is_not_refused():
-    make_report(case("1b", "fsdp", gpus=8), GPUS["h100"]).refuse_misfit()
-    make_report(case("70b", gpus=8), None).refuse_misfit()
+    for size, strategy, gpu, fits in (("1b", "fsdp", GPUS["h100"], True), ("70b", "ddp", None, None)):
+        report = make_report(case(size, strategy, gpus=8), gpu)
+        report.refuse_misfit()
+        assert report.fits is fits
 
 
 def test_a_7b_model_and_a_trillion_tokens_take_8_a100_490_days():

@@ -13,10 +13,10 @@ import pytest
 from support.runs_for_tests import wait_for
 
 from cluster.allocation import Allocation
-from launcher.runs import Attempt
+from launcher.runs import PREEMPTED_CODE, Attempt
 from launcher.train import nodes as nodes_module
 from launcher.train.hangs import Hang
-from launcher.train.nodes import LOST_CODE, NodeLost, Nodes
+from launcher.train.nodes import NodeLost, Nodes
 from launcher.train.pulse import Phase, Sight
 
 SIGHT = Sight(rank=3, pid=1, state="R", phase=Phase.STEPPING, step=2, progress=4, beats=5, collectives=6)
@@ -117,7 +117,7 @@ def test_a_node_that_falls_silent_is_lost(attempt, monkeypatch, lost, left):
 
     said = on_each(2, work, attempt)
     assert said[1 - lost] == f"node {lost} (n{lost}) has said nothing for 3 s"
-    wait_for(lambda: LOST_CODE in left, "the agent to leave even if its main thread does not")
+    wait_for(lambda: PREEMPTED_CODE in left, "the agent to leave even if its main thread does not")
 
 
 def test_a_stranger_without_the_key_does_not_join(attempt):
