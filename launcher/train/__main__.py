@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing.forkserver
-import multiprocessing.resource_tracker
 import os
 import socket
 import sys
@@ -26,7 +24,7 @@ from typing import Any
 from cluster.allocation import Allocation, slurm_allocation, this_machine
 from cluster.errors import ClusterError
 from cluster.memory import out_of_memory_kills
-from cluster.preemption import Mark, Notice, handle_signals, stop_signals_held
+from cluster.preemption import Mark, Notice, handle_signals
 from cluster.slurm.end import end_of
 from launcher.disk import disk_trouble
 from launcher.errors import LaunchError, NoProgress
@@ -34,6 +32,7 @@ from launcher.job_start import attempt_of
 from launcher.runs import PREEMPTED_CODE, Attempt, Outcome, Run
 from launcher.status import commit_count
 from launcher.train.failures import Failure, first_failure, first_of
+from launcher.train.forkserver import start_forkserver
 from launcher.train.grace import Grace, leave_in_time
 from launcher.train.nodes import NodeLost, Nodes, own_address
 from launcher.train.rank import FINISHED
@@ -81,8 +80,8 @@ def _leave_in_time(attempt: Attempt, notice: Notice, ask: Callable[[], Mark] | N
 def _outcome(run: Run, attempt: Attempt, allocation: Allocation, notice: Notice) -> Outcome:
     """Work on the attempt to its end."""
     address = own_address(allocation)
-    _start_forkserver(attempt.record()["preload"])
     _import_elastic()
+    start_forkserver(attempt.record()["preload"])
     nodes = Nodes(attempt, allocation, address)
     try:
         nodes.meet()
@@ -94,17 +93,6 @@ def _outcome(run: Run, attempt: Attempt, allocation: Allocation, notice: Notice)
             attempt.write_outcome(outcome)
     nodes.close()
     return outcome
-
-
-def _start_forkserver(modules: list[str]) -> None:
-    """Start it before torch is imported here, so that both import at the same time."""
-    # Lets torch look for GPUs without making a CUDA context, which a forked rank could not use.
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    multiprocessing.set_forkserver_preload(["launcher.train.preload", *modules])
-    with stop_signals_held():  # for good, in the tracker: a scheduler signals every process of a job
-        multiprocessing.resource_tracker.ensure_running()  # first: starting it unblocks signals
-    with stop_signals_held():
-        multiprocessing.forkserver.ensure_running()
 
 
 def _import_elastic() -> None:

@@ -88,7 +88,7 @@ def _classify(error: BaseException) -> tuple[str, str]:
             return kind, cause.format(text)
     if isinstance(error, OSError):
         return _classify_os_error(error, text)
-    # Imported here, not above: the agent starts the forkserver before it imports torch, so that both do it together.
+    # Imported here, not above: the agent handles signals before it imports torch.
     import torch
     from torch.distributed import DistError
 

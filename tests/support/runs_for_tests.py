@@ -153,16 +153,23 @@ class Processes:
 
 def _kind(process: Any) -> str | None:
     line = _line(process)
-    if "cluster.node" in line:
+    if _is_node(line):
         return "node"
     if "checkpoints.writer" in line:
         return "writer"
-    if "multiprocessing.forkserver" in line:  # those that are forked keep its command line
-        forked = [parent for parent in process.parents()[:2] if "multiprocessing.forkserver" in _line(parent)]
-        return ("forkserver", "rank", "data worker")[len(forked)]
-    if "-m launcher.train" in line:
-        return "agent"
-    return None
+    if not _is_training(line):
+        return None
+    above = [parent for parent in process.parents()[:3] if _is_training(_line(parent))]  # forks keep a command line
+    return ("agent", "forkserver", "rank", "data worker")[len(above)]
+
+
+def _is_node(line: str) -> bool:
+    return "cluster.node" in line
+
+
+def _is_training(line: str) -> bool:
+    is_started = "-m launcher.train" in line or "multiprocessing.forkserver" in line
+    return is_started and not _is_node(line)  # whose arguments say what it starts
 
 
 def _line(process: Any) -> str:
