@@ -10,6 +10,7 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 
 from cluster.preemption import stop_signals_held
@@ -47,7 +48,7 @@ def _forking_instead_of_spawning() -> Iterator[None]:
 
 
 def _fork(_interpreter: object, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
-    """Have a fork of this process do what a new interpreter would, which ends its arguments with `-c PROGRAM`: its pid."""
+    """Have a fork of this process do what a new interpreter would, whose last argument is a program: its pid."""
     if pid := os.fork():
         return pid
     try:
@@ -55,8 +56,10 @@ def _fork(_interpreter: object, arguments: Sequence[str], descriptors: Sequence[
         multiprocessing.forkserver._forkserver.__init__()  # type: ignore[misc]  # its lock is held
         _close_all_but({0, 1, 2, *descriptors})
         exec(arguments[-1], {})
+    except Exception:
+        traceback.print_exc()
     finally:
-        os._exit(1)  # it serves until its last client is gone, and ends by SystemExit
+        os._exit(1)  # nobody asks: it serves until its last client is gone
 
 
 def _close_all_but(kept: set[int]) -> None:
