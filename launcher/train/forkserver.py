@@ -12,6 +12,7 @@ import multiprocessing.util
 import os
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from cluster.preemption import stop_signals_held
 
@@ -47,15 +48,15 @@ def _forking_instead_of_spawning() -> Iterator[None]:
         multiprocessing.util.spawnv_passfds = _spawn
 
 
-def _fork(_interpreter: object, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+def _fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
     """Have a fork of this process do what a new interpreter would, whose last argument is a program: its pid."""
     if pid := os.fork():
         return pid
     try:
         multiprocessing.util.spawnv_passfds = _spawn
         multiprocessing.forkserver._forkserver.__init__()  # type: ignore[misc]  # its lock is held
-        _close_all_but({0, 1, 2, *descriptors})
-        exec(arguments[-1], {})
+        _close_all_but({0, 1, 2, *passfds})
+        exec(args[-1], {})
     except Exception:
         traceback.print_exc()
     finally:

@@ -21,9 +21,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
     return run
 
 
-@pytest.fixture
-def small_llama(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of a few million parameters, and the tokenizer of the flagship's laptop model."""
+    tmp_path = tmp_path_factory.mktemp("llama")
     (tmp_path / "make.py").write_text("""
 import sys
 import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -89,9 +90,11 @@ def test_a_base_model_that_is_not_where_the_name_says_is_one_line(tmp_path):
 
 
 def test_a_base_model_that_changed_is_refused_by_name_before_the_first_step(small_llama, tmp_path):
-    words = [*FLAGSHIP, f"model.name={small_llama}", "--name", "run"]
+    base = tmp_path / "base"
+    shutil.copytree(small_llama, base)
+    words = [*FLAGSHIP, f"model.name={base}", "--name", "run"]
     assert launch(*words, "stop_after=2", runs_dir=tmp_path).returncode == 75
-    weights = small_llama / "model.safetensors"
+    weights = base / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
