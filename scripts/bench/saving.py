@@ -23,11 +23,17 @@ from torch.distributed.checkpoint import state_dict_saver as dcp
 
 from checkpoints.arena import Arena
 from checkpoints.channel import Channel
+from checkpoints.flat_shard import FlatShard, State, held_parts
 from checkpoints.log import Claim, CommitLog
 from checkpoints.manifest import PAGE_BYTES, PART_BYTES
 from checkpoints.owner import this_process
 from checkpoints.posix_store import PosixStore
 from checkpoints.saver import Saver
+from cluster.topology import Topology
+from launcher import AdamW, Batch, Data, Model, Parallel, Recipe
+from launcher.plan import make_plan
+from launcher.strategies import STRATEGIES
+from launcher.train.engines.strategy import Strategy
 
 WIDTH = 1024
 NO_DIGESTS = Path(__file__).resolve().parent / "no_digests"
@@ -36,47 +42,107 @@ Ended = Callable[[], float | None]  # when the bytes were on disk, by time.perf_
 Save = Callable[[Path, int], Ended]  # save the state of a step in a new folder; returns when training may go on
 
 
+class Layers(torch.nn.Module):
+    def __init__(self, megabytes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        count = max(1, round(megabytes * 1e6 / (3 * 4 * WIDTH * WIDTH)))
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x.square().mean()
+
+
 class Toy:
-    """A model whose weights and moments are the state, and its training step."""
+    """A model whose weights and moments are the state, and its training step.
+
+    state: what ours saves. plain_state: the same for the others. share: what this rank has to save of it.
+    """
+
+    state: State
+    plain_state: dict[str, torch.Tensor]
+    share: list[torch.Tensor]
+    bytes: int  # of all ranks
 
     def __init__(self, megabytes: int) -> None:
-        torch.manual_seed(0)
-        layers = max(1, round(megabytes * 1e6 / (3 * 4 * WIDTH * WIDTH)))
-        self.model = torch.nn.Sequential(*[torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)])
+        self.model, self.batch = Layers(megabytes), torch.randn(4, WIDTH)
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-6, foreach=True)
-        self.batch = torch.randn(4, WIDTH)
         self.step()
-        self.state: dict[str, torch.Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        self.plain_state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
-            self.state |= {f"optimizer.{number}.{name}": moments[name] for name in ("exp_avg", "exp_avg_sq", "step")}
-        self.bytes = sum(tensor.nbytes for tensor in self.state.values())
+            names = ("exp_avg", "exp_avg_sq", "step")
+            self.plain_state |= {f"optimizer.{number}.{name}": moments[name] for name in names}
+        self.state = self.plain_state
+        self.bytes = sum(tensor.nbytes for tensor in self.plain_state.values())
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        self.share = [tensor for i, tensor in enumerate(self.plain_state.values()) if i // 3 % ranks == rank]
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        self.model(self.batch).square().mean().backward()
+        self.model(self.batch).backward()
         self.optimizer.step()
+
+    def all_say(self, vote: bool) -> bool:
+        """Of the ranks that have to take equally many steps."""
+        return vote
 
     def steps_per_second(self, seconds: float) -> float:
         started, steps = time.perf_counter(), 0
-        while (passed := time.perf_counter() - started) < seconds:
+        while not self.all_say(time.perf_counter() - started >= seconds):
             self.step()
             steps += 1
-        return steps / passed
+        return steps / (time.perf_counter() - started)
 
 
-def _share(toy: Toy) -> dict[str, torch.Tensor]:
-    """What one of several ranks has to save of a state that all of them hold."""
-    ranks = dist.get_world_size()
-    return {name: tensor for i, (name, tensor) in enumerate(toy.state.items()) if i // 3 % ranks == dist.get_rank()}
+class ShardedToy(Toy):
+    """The same under a strategy of the launcher, whose ranks wait for each other in each step."""
+
+    def __init__(self, megabytes: int, strategy: str) -> None:
+        self._name = strategy
+        super().__init__(megabytes)
+
+    def _prepare(self) -> None:
+        ranks = dist.get_world_size()
+        recipe = Recipe(
+            model=Model(build="a:b"), data=Data(path="c"), steps=1, batch=Batch(size=ranks, micro=1),
+            parallel=Parallel(strategy=self._name), optimizer=AdamW(lr=1e-6, clip=None),
+        )  # fmt: skip
+        plan = make_plan(recipe, Topology(nodes=1, ranks_per_node=ranks, has_gpus=False), cores_per_node=ranks)
+        module, _, name = STRATEGIES[self._name].implementation.partition(":")
+        make = getattr(importlib.import_module(module), name)
+        self._strategy: Strategy = make(recipe, plan, self.model, torch.device("cpu"), "fp32")
+        self.step()
+        self.state = self._strategy.state()
+        # DCP knows no parts such as ZeRO's. As tensors of each rank they are saved, but for this number of ranks alone.
+        self.plain_state = dict(_plain(name, value) for name, value in self.state.items())
+        self.share = [part for _, _, part in held_parts(self.state)]
+        self.bytes = ranks * sum(part.nbytes for part in self.share)
+
+    def step(self) -> None:
+        self._strategy.accumulate(lambda model: model(self.batch), is_last=True)
+        self._strategy.step(lr=1e-6, scale=1.0)
+
+    def all_say(self, vote: bool) -> bool:
+        votes = torch.tensor(float(vote))
+        dist.all_reduce(votes, dist.ReduceOp.MIN)
+        return bool(votes)
+
+
+def _plain(name: str, value: torch.Tensor | FlatShard) -> tuple[str, torch.Tensor]:
+    return (f"{dist.get_rank()}.{name}", value.items) if isinstance(value, FlatShard) else (name, value)
 
 
 def memcpy(toy: Toy, _: Path) -> Save:
-    mine = _share(toy)
-    buffers = {name: torch.zeros_like(tensor) for name, tensor in mine.items()}
+    buffers = [torch.zeros_like(tensor) for tensor in toy.share]
 
     def save(_folder: Path, _step: int) -> Ended:
-        for name, tensor in mine.items():
-            buffers[name].copy_(tensor)
+        for buffer, tensor in zip(buffers, toy.share, strict=True):
+            buffer.copy_(tensor)
         return lambda: math.nan
 
     return save
@@ -84,15 +150,14 @@ def memcpy(toy: Toy, _: Path) -> Save:
 
 def direct(toy: Toy, root: Path) -> Save:
     """The same memory and the same bytes per rank as ours, written past the cache by a thread; no digest, no commit."""
-    mine = list(_share(toy).values())
-    sizes = [tensor.nbytes for tensor in mine]
+    sizes = [tensor.nbytes for tensor in toy.share]
     arena = Arena(-(-sum(sizes) // PAGE_BYTES) * PAGE_BYTES)
     cuts = torch.frombuffer(arena.memory, dtype=torch.uint8)[: sum(sizes)].split(sizes)
-    views = [cut.view(tensor.dtype).view(tensor.shape) for cut, tensor in zip(cuts, mine, strict=True)]
+    views = [cut.view(tensor.dtype).view(tensor.shape) for cut, tensor in zip(cuts, toy.share, strict=True)]
     store, data = PosixStore(root / "direct"), memoryview(arena.memory)
 
     def save(_folder: Path, step: int) -> Ended:
-        torch._foreach_copy_(views, mine)
+        torch._foreach_copy_(views, toy.share)
         times: list[float] = []
 
         def write() -> None:
@@ -169,15 +234,18 @@ def memory_bytes() -> int:
 
 
 def dcp_save(toy: Toy, _: Path) -> Save:
+    group = dist.new_group()
+
     def save(folder: Path, _step: int) -> Ended:
-        dcp.save(toy.state, checkpoint_id=folder)
+        dcp.save(toy.plain_state, checkpoint_id=folder, process_group=group)
         return _now(lambda: None)
 
     return save
 
 
 def dcp_thread(toy: Toy, _: Path) -> Save:
-    return lambda folder, _step: _ended_with(dcp.async_save(toy.state, checkpoint_id=folder))
+    group = dist.new_group()  # of its own, as training goes on in the default one
+    return lambda folder, _step: _ended_with(dcp.async_save(toy.plain_state, checkpoint_id=folder, process_group=group))
 
 
 def dcp_process(toy: Toy, _: Path) -> Save:
@@ -186,11 +254,12 @@ def dcp_process(toy: Toy, _: Path) -> Save:
     options = StagingOptions(
         use_pinned_memory=False, use_shared_memory=True, use_async_staging=False, use_non_blocking_copy=False
     )
-    stager = DefaultStager(options)
+    stager, group = DefaultStager(options), dist.new_group()
+    kind = dcp.AsyncCheckpointerType.PROCESS
 
     def save(folder: Path, _step: int) -> Ended:
-        kind = dcp.AsyncCheckpointerType.PROCESS
-        answer = dcp.async_save(toy.state, checkpoint_id=folder, async_checkpointer_type=kind, async_stager=stager)
+        where: dict[str, Any] = {"checkpoint_id": folder, "process_group": group}
+        answer = dcp.async_save(toy.plain_state, **where, async_checkpointer_type=kind, async_stager=stager)
         return _ended_with(answer)
 
     return save
@@ -198,7 +267,7 @@ def dcp_process(toy: Toy, _: Path) -> Save:
 
 def torch_save(toy: Toy, _: Path) -> Save:
     def save(folder: Path, _step: int) -> Ended:
-        torch.save(toy.state, folder / "state.pt")
+        torch.save(toy.plain_state, folder / "state.pt")
         return _now(lambda: _sync(folder))
 
     return save
@@ -213,7 +282,7 @@ def hf_trainer(toy: Toy, root: Path) -> Save:
             self.inner = toy.model
 
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"loss": self.inner(x).square().mean()}
+            return {"loss": self.inner(x)}
 
     schedule = torch.optim.lr_scheduler.LambdaLR(toy.optimizer, lambda _: 1.0)
     arguments = TrainingArguments(output_dir=str(root / "trainer"), use_cpu=True, report_to=[])
@@ -237,7 +306,7 @@ def lightning_trainer(toy: Toy, _: Path) -> Save:
             self.inner = toy.model
 
         def training_step(self, batch: list[torch.Tensor], _index: int) -> torch.Tensor:
-            loss: torch.Tensor = self.inner(batch[0]).square().mean()
+            loss: torch.Tensor = self.inner(batch[0])
             return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
