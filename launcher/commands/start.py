@@ -31,7 +31,7 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         from launcher.commands.plan import plan as show_plan
 
-        return show_plan(arguments, target.words)
+        return show_plan(arguments, target)
     _refuse_flags_of_plans(arguments)
     sweeps = parse_sweeps(arguments.sweep)
     check_sweeps(sweeps, arguments.seeds, target.words)
@@ -120,13 +120,14 @@ def _plan(resolved: loading.Resolved, topology: Topology, backend: Backend, argu
     if is_stated or (topology.has_gpus and backend.needs_launcher):
         from launcher.commands.plan import refuse_misfit
 
-        refuse_misfit(resolved.recipe, topology, arguments)
+        refuse_misfit(resolved.recipe, topology, backend, arguments)
     return plan
 
 
 def _refuse_flags_of_plans(arguments: argparse.Namespace) -> None:
-    for flag, value in (("--trace", arguments.trace), ("--json", arguments.json), ("--mfu", arguments.mfu)):
-        if value:
+    for name in ("trace", "json", "mfu", "store_speed", "prices"):
+        if getattr(arguments, name):
+            flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} says something of a plan; give --plan with it, or do without")
 
 

@@ -118,7 +118,7 @@ def _start_of(work: Work, count: int, arguments: argparse.Namespace) -> Start:
     settings = {
         **_place(work.resolved.recipe, work.plan), "takeover": work.is_takeover,
         "allow_change": arguments.allow_change, "hang_seconds": arguments.hang_seconds,
-        "grace_seconds": arguments.grace_seconds,
+        "grace_seconds": arguments.grace_seconds, "mtbf_hours": arguments.mtbf_hours,
     }  # fmt: skip
     name = work.group.name if work.group is not None and count > 1 else work.run.name
     topology = work.plan.topology
@@ -340,11 +340,13 @@ def _describe(resolved: loading.Resolved, plan: Plan) -> Sequence[tuple[str, str
         ("ranks", f"{topology}, {threads} each, {precision} ({reason})"),
         *spread,
         ("batch", plan.describe_batch(recipe.batch.tokens)),
-        (
-            "steps",
-            f"{recipe.steps}, a checkpoint every {recipe.checkpoint.every}, the newest {recipe.checkpoint.keep} stay",
-        ),
+        ("steps", f"{recipe.steps}, {_often(recipe)}, the newest {recipe.checkpoint.keep} stay"),
     )
+
+
+def _often(recipe: Recipe) -> str:
+    every = recipe.checkpoint.every
+    return "checkpoints as often as loses least" if every == "auto" else f"a checkpoint every {every}"
 
 
 def _conclude(run: Run, recipe: Recipe, outcome: Outcome) -> None:
