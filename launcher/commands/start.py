@@ -12,6 +12,7 @@ from pathlib import Path
 from cluster.backend import Backend
 from cluster.topology import Topology
 from launcher import loading
+from launcher.commands.refusals import refuse_what_cannot_work, warnings
 from launcher.errors import UsageError
 from launcher.groups import Group, run_outside_groups, runs_of
 from launcher.places import runs_dir, store_url
@@ -43,6 +44,8 @@ def train(arguments: argparse.Namespace) -> int:
     load = partial(loading.load, arguments.recipe, laptop=use_laptop)
     members = list(_members(load, target.words, sweeps, arguments.seeds))
     plans = [_plan(resolved, topology, target.backend, arguments) for _, resolved in members]
+    for line in warnings(members[0][1].recipe, topology, target.backend, arguments):
+        say(line)
     name = arguments.name or _new_name(members[0][1], folder)
     is_group = bool(sweeps) or arguments.seeds is not None
     group = Group(name=name, keys=tuple(members[0][0])) if is_group else None
@@ -116,11 +119,7 @@ def _refuse_another_place(run: Run, checkpoints: str | None) -> None:
 def _plan(resolved: loading.Resolved, topology: Topology, backend: Backend, arguments: argparse.Namespace) -> Plan:
     """Raises UsageError for a plan that cannot be, and DoesNotFit where the GPU is known: named, or of this machine."""
     plan = make_plan(resolved.recipe, topology, cores_per_node=backend.cores_per_node(topology))
-    is_stated = arguments.gpu is not None or arguments.gpu_memory is not None
-    if is_stated or (topology.has_gpus and backend.needs_launcher):
-        from launcher.commands.plan import refuse_misfit
-
-        refuse_misfit(resolved.recipe, topology, backend, arguments)
+    refuse_what_cannot_work(resolved.recipe, topology, backend, arguments)
     return plan
 
 

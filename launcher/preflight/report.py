@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.errors import LaunchError, UsageError
+from launcher.errors import LaunchError
 from launcher.plan import batch_size, make_plan
 from launcher.preflight import grace
 from launcher.preflight.duration import Duration, duration
@@ -245,9 +245,6 @@ def make_report(case: Case, gpu: Gpu | None, known: Known | None = None) -> Repo
     """Raises NoShape, or UsageError where settings exclude each other or have no formula."""
     known = known or Known()
     shape = shape_of(case.recipe.model)
-    if shape.longest_sequence is not None and case.recipe.data.sequence_length > shape.longest_sequence:
-        longest = f"the model's limit of {shape.longest_sequence}"
-        raise UsageError(f"data.sequence_length={case.recipe.data.sequence_length} is above {longest}; make it less")
     found = case.footprint(shape)
     recipe, topology = case.recipe, case.topology
     work = workload(recipe, make_plan(recipe, topology, cores_per_node=1), shape)
