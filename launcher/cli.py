@@ -190,6 +190,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         help="how long after a stop signal the run is ended by force; it is gone before that (default: never)",
     )
     parser.add_argument("--dry-run", action="store_true", help="show exactly what would be executed, and do nothing")
+    parser.add_argument("--bundle", metavar="DIR", help="with --dry-run or --plan: write all that into this new folder")
     _add_preflight(parser)
     parser.add_argument("--takeover", action="store_true", help="take a run from an owner that looks alive")
     parser.add_argument(

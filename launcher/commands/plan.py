@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backend import Backend
+from cluster.errors import ClusterError
 from cluster.preemption import SPOT_NOTICE_SECONDS
 from cluster.topology import Topology, local_gpu_count
 from launcher import loading
@@ -39,6 +40,7 @@ def plan(arguments: argparse.Namespace, target: Target) -> int:
     for line in (*cautions(resolved.recipe, topology), *warnings_of_disk(target.backend, arguments)):
         say(line)
     traced = _trace(resolved, topology) if arguments.trace else None
+    submission = _submission(arguments, target.backend, resolved, topology)
     try:
         report = make_report(case, gpu, _known(arguments, target.backend))
     except NoShape as error:
@@ -46,8 +48,27 @@ def plan(arguments: argparse.Namespace, target: Target) -> int:
             raise
         complain(str(error))
         return _show_traced_alone(traced, is_json=arguments.json)
-    _show(report, traced, is_json=arguments.json)
+    _show(report, traced, submission, arguments)
     return 3 if report.fits is False and not arguments.force else 0
+
+
+def _submission(
+    arguments: argparse.Namespace, backend: Backend, resolved: loading.Resolved, topology: Topology
+) -> dict[str, object] | None:
+    """What a launch would make and execute, by file, where it is asked for; or why there can be none."""
+    if not arguments.json and arguments.bundle is None:
+        return None
+    from launcher.commands.start import planned_bundle
+
+    try:
+        bundle = planned_bundle(arguments, backend, resolved, topology)
+    except ClusterError as error:
+        if arguments.bundle is not None:
+            raise
+        return {"target": backend.name, "refused": str(error)}
+    if arguments.bundle is not None:
+        bundle.write(Path(arguments.bundle))
+    return {"target": backend.name, "files": dict(bundle.files), "summary": list(bundle.summary)}
 
 
 def _known(arguments: argparse.Namespace, backend: Backend) -> Known:
@@ -60,14 +81,21 @@ def _known(arguments: argparse.Namespace, backend: Backend) -> Known:
     )
 
 
-def _show(report: Report, traced: dict[str, Any] | None, *, is_json: bool) -> None:
-    if is_json:
-        found = report.as_json()
+def _show(
+    report: Report,
+    traced: dict[str, Any] | None,
+    submission: dict[str, object] | None,
+    arguments: argparse.Namespace,
+) -> None:
+    if arguments.json:
+        found = report.as_json() | {"submission": submission}
         found["memory"]["traced"] = traced
         print(json.dumps(found, indent=1))
         return
     for line in report.lines():
         answer(line)
+    if arguments.bundle is not None:
+        answer(f"bundle     {arguments.bundle}: every file and command of a launch")
     if traced is None:
         return
     if "error" in traced:

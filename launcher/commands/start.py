@@ -6,10 +6,12 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from cluster.backend import Backend
+from cluster.errors import ClusterError
 from cluster.topology import Topology
 from launcher import loading
 from launcher.commands.refusals import refuse_what_cannot_work, warnings
@@ -24,6 +26,7 @@ from launcher.terminal import say
 
 TYPE_CHECKING = False  # as in the package's own module
 if TYPE_CHECKING:
+    from launcher.commands.bundle import Bundle
     from launcher.commands.train import Work
 
 
@@ -81,6 +84,27 @@ def _words(changes: Mapping[str, str]) -> list[str]:
     return [f"{key}={value}" for key, value in changes.items()]
 
 
+def planned_bundle(
+    arguments: argparse.Namespace, backend: Backend, resolved: loading.Resolved, planned: Topology
+) -> Bundle:
+    """What a launch would make and execute where the target has what was planned. Raises ClusterError, UsageError."""
+    from launcher.commands.bundle import Bundle
+    from launcher.commands.train import start_of
+
+    topology = planned
+    if backend.needs_launcher:
+        backend.topology(planned.nodes, None)  # raises for more machines than it has; those may have other GPUs here
+    else:
+        with suppress(ClusterError):
+            topology = backend.topology(planned.nodes, planned.ranks_per_node)
+    folder = runs_dir(arguments.runs_dir)
+    run = run_outside_groups(arguments.name or _new_name(resolved, folder), folder)
+    plan = make_plan(resolved.recipe, topology, cores_per_node=backend.cores_per_node(topology))
+    work = _work(run, resolved, plan, None, arguments.checkpoints)
+    start = start_of(work, 1, arguments)
+    return Bundle.of([work], [start], [backend.render([start.job(len(run.attempts()) + 1)])], backend)
+
+
 def _work(run: Run, resolved: loading.Resolved, plan: Plan, group: Group | None, place: str | None) -> Work:
     """`place` is what `--checkpoints` says."""
     from launcher.code_snapshot import root_of
@@ -128,6 +152,8 @@ def _refuse_flags_of_plans(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name):
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} says something of a plan; give --plan with it, or do without")
+    if arguments.bundle is not None and not arguments.dry_run:
+        raise UsageError(f"--bundle {arguments.bundle}: give --dry-run or --plan with it, or do without")
 
 
 def _target(arguments: argparse.Namespace, before: Attempt | None) -> Target:
