@@ -129,6 +129,8 @@ def resume(arguments: argparse.Namespace) -> int:
     nodes, ranks_per_node = _size(arguments, before, target)
     topology = target.backend.topology(nodes, ranks_per_node)
     plan = _plan(resolved, topology, target.backend, arguments)
+    for line in warnings(resolved.recipe, topology, target.backend, arguments):
+        say(line)
     from launcher.commands.train import Work, train_all
 
     return train_all([Work(run=run, resolved=resolved, plan=plan)], target.backend, arguments)

@@ -26,11 +26,15 @@ class SaveSchedule(Protocol):
     def step_taken(self, seconds: float) -> None: ...
 
     def save_begun(self, blocked_seconds: float) -> None:
-        """A save was begun or left out; training stood still for so long."""
+        """Training stood still for so long."""
         ...
 
     def save_ended(self, seconds: float) -> None:
         """A save was committed so long after it was begun."""
+        ...
+
+    def interval(self) -> tuple[float, int] | None:
+        """Seconds, and about how many steps, between saves; None where the recipe says it, or it is not known yet."""
         ...
 
 
@@ -48,6 +52,8 @@ class EverySteps:
     def save_begun(self, blocked_seconds: float) -> None: ...
 
     def save_ended(self, seconds: float) -> None: ...
+
+    def interval(self) -> None: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,11 +80,6 @@ class LeastLost:
     def interval_seconds(self) -> float:
         return best_interval(self.blocked_seconds, self.durable_seconds, self.failure_seconds)
 
-    @property
-    def interval_steps(self) -> int | None:
-        """None until a step was measured."""
-        return max(1, round(self.interval_seconds / self._step_seconds)) if self._step_seconds else None
-
     def is_due(self, step: int, *, is_saving: bool) -> bool:
         """At the end of the step that is nearest to the end of the interval."""
         interval = self.interval_seconds if self._saves else min(self.interval_seconds, FIRST_SECONDS)
@@ -95,6 +96,11 @@ class LeastLost:
     def save_ended(self, seconds: float) -> None:
         self.durable_seconds = _mean(self.durable_seconds, seconds, is_first=self._commits == 0)
         self._commits += 1
+
+    def interval(self) -> tuple[float, int] | None:
+        if not self._step_seconds:
+            return None
+        return self.interval_seconds, max(1, round(self.interval_seconds / self._step_seconds))
 
 
 def schedule_of(recipe: Recipe, topology: Topology, state: State, node_hours: float | None) -> SaveSchedule:

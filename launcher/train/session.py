@@ -38,7 +38,7 @@ from launcher.train.metrics import Metrics
 from launcher.train.models import LoadedModel, base_digest, load_model
 from launcher.train.precision import LossScale, settle_precision
 from launcher.train.pulse import Phase, Pulse
-from launcher.train.save_schedule import LeastLost, SaveSchedule, schedule_of
+from launcher.train.save_schedule import SaveSchedule, schedule_of
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 SAVE_DEADLINE_SECONDS = 600.0
@@ -131,12 +131,12 @@ class Session:
 
     def _report_interval(self, schedule: SaveSchedule) -> None:
         """Say how often the run saves when that was left to it, and when that has changed much."""
-        if not isinstance(schedule, LeastLost) or schedule.interval_steps is None:
+        if (interval := schedule.interval()) is None:
             return
-        seconds = schedule.interval_seconds
+        seconds, steps = interval
         if not self.told_interval / CHANGED_INTERVAL <= seconds <= self.told_interval * CHANGED_INTERVAL:
             self.told_interval = seconds
-            self.report("save_interval", seconds=round(seconds, 3), steps=schedule.interval_steps)
+            self.report("save_interval", seconds=round(seconds, 3), steps=steps)
 
     def save(self, *, is_last: bool) -> None:
         """Start a checkpoint of the current step; training is held up for the copy alone.
@@ -167,10 +167,9 @@ class Session:
             if self.engine.loss_scale is not None:
                 metadata["loss_scale"] = asdict(self.engine.loss_scale)
             self.saver.save(self.progress.step, self.engine.state(), metadata)
-        seconds = time.perf_counter() - started
-        self.blocked_seconds += seconds
-        if self.schedule is not None:
-            self.schedule.save_begun(seconds)
+            if self.schedule is not None:
+                self.schedule.save_begun(time.perf_counter() - started)
+        self.blocked_seconds += time.perf_counter() - started
 
     def report_slow_save(self) -> None:
         """Say once of each save that it is slow, and since when it runs."""

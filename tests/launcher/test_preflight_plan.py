@@ -279,7 +279,8 @@ def test_a_flag_that_would_do_nothing_is_refused(tmp_path, capsys, monkeypatch, 
 
 def test_a_plan_imports_no_torch():
     code = (
-        "import sys; from launcher.cli import main; main(['recipes/llama_qlora.py', '--plan', '--gpu', 'h100']);"
+        "import sys; from launcher.cli import main;"
+        "main(['recipes/llama_qlora.py', '--plan', '--gpu', 'h100', '--json']);"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True)

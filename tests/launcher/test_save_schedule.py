@@ -64,9 +64,9 @@ def test_one_slow_save_does_not_count_for_all(clock):
 
 def test_the_interval_in_steps_follows_what_steps_take(clock):
     found = schedule(clock)
-    assert found.interval_steps is None
+    assert found.interval() is None
     found.step_taken(2.0)
-    assert found.interval_steps == round(found.interval_seconds / 2)
+    assert found.interval() == (found.interval_seconds, round(found.interval_seconds / 2))
 
 
 def test_the_first_save_of_a_start_comes_within_minutes(clock):
