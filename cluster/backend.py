@@ -34,6 +34,10 @@ class Backend(Protocol):
         """CPU cores for the ranks of one node."""
         ...
 
+    def notice(self) -> tuple[str, float] | None:
+        """The setting, and its seconds, by which the place says that it will end a job; None where it never does."""
+        ...
+
     def settings(self) -> dict[str, object]:
         """What makes an equal backend again, through `backend_named`."""
         ...

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from cluster.preemption import Mark, Notice
+from cluster.preemption import SPOT_NOTICE_SECONDS, Mark, Notice
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -27,7 +27,6 @@ _REQUEST_SECONDS = 2.0
 _FIRST_AZURE_SECONDS = 120.0  # the service is enabled by the first request (Azure, "Scheduled Events")
 _LONG_POLL_SECONDS = 60
 _TOKEN_SECONDS = 21600  # the longest there is (EC2, "Use IMDSv2")
-_GOOGLE_SECONDS = 30.0  # (Compute Engine, "Preemption process")
 _PAUSE_SECONDS = 5.0  # between looks, also after a failure (EC2, "Spot Instance interruption notices")
 
 
@@ -117,7 +116,7 @@ class ComputeEngine:
         self._etag = headers.get("ETag", "")
         if body.strip() != "TRUE":
             return None
-        return Mark(time.monotonic() + _GOOGLE_SECONDS, "Google Cloud preempts this machine")
+        return Mark(time.monotonic() + SPOT_NOTICE_SECONDS["Google Cloud spot"], "Google Cloud preempts this machine")
 
 
 class Azure:

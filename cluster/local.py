@@ -48,6 +48,9 @@ class LocalBackend:
     def cores_per_node(self, topology: Topology) -> int:
         return local_core_count()
 
+    def notice(self) -> tuple[str, float] | None:
+        return None
+
     def settings(self) -> dict[str, object]:
         return {}
 

@@ -16,6 +16,9 @@ from pathlib import Path
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+# From the notice to the end, as a rule; Kubernetes on a spot machine of Google gives its pods half of that (EC2, "Spot
+# Instance interruption notices"; Compute Engine, "Preemption process"; Azure, "Scheduled Events"; GKE, "Spot VMs").
+SPOT_NOTICE_SECONDS = {"AWS spot": 120.0, "Google Cloud spot": 30.0, "Azure spot": 30.0, "GKE spot": 15.0}
 _PATH_VARIABLE = "LAUNCH_NOTICE"
 
 

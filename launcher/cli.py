@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 TYPE_CHECKING = False  # as in the package's own module
@@ -190,6 +190,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         help="how long after a stop signal the run is ended by force; it is gone before that (default: never)",
     )
     parser.add_argument("--dry-run", action="store_true", help="show exactly what would be executed, and do nothing")
+    parser.add_argument("--bundle", metavar="DIR", help="with --dry-run or --plan: write all that into this new folder")
     _add_preflight(parser)
     parser.add_argument("--takeover", action="store_true", help="take a run from an owner that looks alive")
     parser.add_argument(
@@ -206,6 +207,12 @@ def _add_preflight(parser: argparse.ArgumentParser) -> None:
         "--gpu", metavar="NAME", help="the kind of GPU it runs on, such as h100 (default: this machine's)"
     )
     parser.add_argument("--gpu-memory", type=_gigabytes, metavar="GB", help="the same, by its size alone")
+    parser.add_argument(
+        "--mtbf-hours",
+        type=_hours,
+        metavar="H",
+        help="a node is interrupted without notice every H hours on average: for checkpoint.every=auto and --plan",
+    )
     parser.add_argument("--force", action="store_true", help="start although it would not fit into the GPU's memory")
 
 
@@ -217,6 +224,8 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mfu", type=_share, metavar="SHARE", help="with --plan: the share of a GPU's peak that is used"
     )
+    parser.add_argument("--store-speed", type=_gigabytes, metavar="GB", help="with --plan: GB/s that storage takes")
+    parser.add_argument("--prices", metavar="FILE", help="with --plan: prices of your own, as the table that ships has")
     _add_json(parser)
 
 
@@ -317,16 +326,20 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _gigabytes(text: str) -> float:
-    if not text.isascii() or not text.replace(".", "", 1).isdecimal() or not 1 <= float(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of GB from 1 to 10000")
-    return float(text)
+def _number(most: float, kind: str) -> Callable[[str], float]:
+    """Reads a decimal number above 0."""
+
+    def read(text: str) -> float:
+        if not text.isascii() or not text.replace(".", "", 1).isdecimal() or not 0 < float(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not {kind}")
+        return float(text)
+
+    return read
 
 
-def _share(text: str) -> float:
-    if not text.isascii() or not text.replace(".", "", 1).isdecimal() or not 0 < float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
-    return float(text)
+_gigabytes = _number(10_000, "a number of GB above 0, up to 10000")
+_hours = _number(1_000_000, "a number of hours above 0, up to 1000000")
+_share = _number(1, "a share between 0 and 1")
 
 
 def _count(text: str) -> int:

@@ -55,19 +55,24 @@ def load(source: str, words: Sequence[str], *, laptop: bool) -> Resolved:
 
 
 def freeze(resolved: Resolved, root: Path, config: Path) -> None:
-    """Write a run's config.yaml: what lies under `root` is looked for in the run's code snapshot from now on."""
+    """Write a run's config.yaml."""
     from launcher.runs import write_text
 
-    write_text(config, to_yaml(relocated(resolved, root, Path("code"))))
+    write_text(config, frozen(resolved, root))
+
+
+def frozen(resolved: Resolved, root: Path) -> str:
+    """The text of a run's config.yaml: what lies under `root` is in the run's code."""
+    return to_yaml(relocated(resolved, root, Path("code")))
 
 
 def load_frozen(config: Path, words: Sequence[str] = ()) -> Resolved:
     """The recipe of a run folder, with the functions of its code snapshot, and the words on top."""
     resolved = load_yaml(config)
-    frozen = relocated(resolved, Path("code"), config.parent / "code")
+    here = relocated(resolved, Path("code"), config.parent / "code")
     if not words:
-        return frozen
-    changed = _layered(frozen, {"command line": parse(words)}, config.name)
+        return here
+    changed = _layered(here, {"command line": parse(words)}, config.name)
     return replace(changed, recipe=_absolute(changed.recipe, Path(resolved.source).parent))
 
 

@@ -21,6 +21,7 @@ _PROBLEMS = (
     ("is not a TupleConfig", "is not a list"),
     ("to string|for field of type .str", "is not a text"),
     ("incompatible container types", "is not a section; set its keys one by one"),
+    (r"with type hint 'Union\[int, str\]", "is not a whole number or a text"),
     ("with type hint 'Union", "is not a text, a number, true or false"),
     ("not Optional", "cannot be null"),
     ("issing mandatory value", "is missing"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from checkpoints.store import OBJECT_SCHEMES
 from launcher.errors import UsageError
 
+_OWN_DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "ramfs", "overlay")
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*/?")
 
 
@@ -33,6 +34,20 @@ def store_url(flag: str, name: str) -> str:
         schemes = " or ".join(f"{scheme}://BUCKET/PREFIX" for scheme in OBJECT_SCHEMES)
         raise UsageError(f"--checkpoints {flag!r} is no place for checkpoints; use a folder, or {schemes}")
     return str(Path(flag).expanduser().absolute() / name)
+
+
+def own_disk(path: Path, mounts: str) -> str | None:
+    """The kind of file system that `path` is on, where that is one of this machine alone as a rule; None elsewhere.
+
+    mounts: the content of /proc/self/mounts.
+    """
+    kinds: dict[str, str] = {}
+    for line in mounts.splitlines():
+        _, point, kind, *_ = line.split(" ")
+        kinds[point.replace("\\040", " ")] = kind  # what was mounted last lies on top
+    folders = (str(folder) for folder in (path, *path.parents))
+    kind = next((kinds[folder] for folder in folders if folder in kinds), "")
+    return kind if kind in _OWN_DISKS else None
 
 
 def word_for(run: Path) -> str:

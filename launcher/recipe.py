@@ -224,13 +224,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint every `every` steps and at the end; the newest `keep` stay."""
+    """A checkpoint every `every` steps and at the end; the newest `keep` stay.
 
-    every: int = 100
+    every: `auto` saves as often as loses least, from how long saves and steps take while the run goes on.
+    """
+
+    every: int | str = 100
     keep: int = 3
 
     def __post_init__(self) -> None:
-        _require(lambda: self.every >= 1, "checkpoint.every", self.every, "must be at least 1 step")
+        is_valid = self.every == "auto" or (isinstance(self.every, int) and self.every >= 1)
+        _require(lambda: is_valid, "checkpoint.every", self.every, "must be at least 1 step, or auto")
         _require(lambda: self.keep >= 1, "checkpoint.keep", self.keep, "must be at least 1 checkpoint")
 
 

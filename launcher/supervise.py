@@ -64,6 +64,16 @@ class Start:
             topology=self.topology,
         )
 
+    def record(self, backend: Backend) -> dict[str, object]:
+        """What the record of an attempt says from its start on, but for the time."""
+        return {
+            "target": backend.name,
+            "preload": modules_to_preload(self.recipe, self.topology.has_gpus),
+            "settings": backend.settings(),
+            "commits": commit_count(self.run),
+            **self.settings,
+        }
+
 
 def supervise(start: Start, backend: Backend, display: Display) -> Outcome:
     """Run attempts until one ends by itself. A lost one (its node died) is followed by another, after progress."""
@@ -122,16 +132,7 @@ def start_attempts(starts: Sequence[Start], backend: Backend) -> list[Attempt]:
 
 
 def _new_attempt(start: Start, backend: Backend) -> Attempt:
-    return start.run.new_attempt(
-        {
-            "target": backend.name,
-            "started": time.time(),
-            "preload": modules_to_preload(start.recipe, start.topology.has_gpus),
-            "settings": backend.settings(),
-            "commits": commit_count(start.run),
-            **start.settings,
-        }
-    )
+    return start.run.new_attempt({"started": time.time(), **start.record(backend)})
 
 
 def _environment(topology: Topology) -> dict[str, str]:

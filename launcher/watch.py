@@ -156,6 +156,9 @@ class Follower:
                 yield event["text"]
             case "committed" | "save_failed" | "save_slow" | "save_skipped":
                 yield from self._saves.lines(event)
+            case "save_interval":
+                steps = f"{event['steps']} step{'s' if event['steps'] > 1 else ''}"
+                yield f"a checkpoint every {event['seconds']:.3g} s (about {steps}) loses least"
             case "save_late":
                 yield (
                     f"no time is left for a checkpoint of step {event['step']}"

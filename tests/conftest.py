@@ -21,6 +21,10 @@ LONG_FILES = (
 )  # fmt: skip
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write what tests find to tests/golden; then read it")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         is_long = item.path.name in LONG_FILES and item.path.parent.name in ("cluster", "e2e")

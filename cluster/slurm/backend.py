@@ -38,6 +38,10 @@ class SlurmBackend:
     def cores_per_node(self, topology: Topology) -> int:
         return cpus_per_node(self._settings, ranks_per_node=topology.ranks_per_node, has_gpus=topology.has_gpus)
 
+    def notice(self) -> tuple[str, float] | None:
+        """Before the time limit. How long a preempted job has is the site's choice."""
+        return "slurm.signal_seconds", float(self._settings.signal_seconds)
+
     def settings(self) -> dict[str, object]:
         return asdict(self._settings)
 

@@ -1,4 +1,4 @@
-"""`launch RECIPE --plan`, and the refusal of a plan that does not fit."""
+"""`launch RECIPE --plan`."""
 
 from __future__ import annotations
 
@@ -8,71 +8,94 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cluster.backend import Backend
+from cluster.errors import ClusterError
+from cluster.preemption import SPOT_NOTICE_SECONDS
 from cluster.topology import Topology, local_gpu_count
 from launcher import loading
+from launcher.commands.refusals import known_gpu, notices_of, warnings_of_disk
 from launcher.errors import LaunchError, UsageError
-from launcher.preflight.gpus import Gpu, gpu_named, gpu_with_memory, local_gpu
-from launcher.preflight.report import Report, make_report
+from launcher.preflight.compatibility import cautions, refuse_incompatible
+from launcher.preflight.grace import Notice
+from launcher.preflight.prices import SHIPPED, read_prices
+from launcher.preflight.report import Known, Report, make_report
 from launcher.preflight.shape import NoShape
-from launcher.preflight.spread import SPREADS
 from launcher.preflight.verdict import Case
-from launcher.recipe import Recipe
-from launcher.terminal import answer, complain
+from launcher.targets import Target
+from launcher.terminal import answer, complain, say
 
+_NOTICES_OF_CLOUDS = tuple(Notice(place=place, seconds=seconds) for place, seconds in SPOT_NOTICE_SECONDS.items())
 _DEVIATION = 0.05
 _GIB = 2**30
 
 
-def plan(arguments: argparse.Namespace, words: tuple[str, ...]) -> int:
+def plan(arguments: argparse.Namespace, target: Target) -> int:
     """Show what is known of a run on the GPUs asked for, whatever this machine has; 3 if it does not fit."""
     topology = Topology(
         nodes=arguments.nodes or 1, ranks_per_node=arguments.gpus or local_gpu_count() or 1, has_gpus=True
     )
-    resolved = loading.load(arguments.recipe, words, laptop=bool(arguments.laptop))
-    case = Case(recipe=resolved.recipe, topology=topology)
+    resolved = loading.load(arguments.recipe, target.words, laptop=bool(arguments.laptop))
+    case, gpu = Case(recipe=resolved.recipe, topology=topology), known_gpu(arguments)
+    refuse_incompatible(resolved.recipe, gpu)
+    for line in (*cautions(resolved.recipe, topology), *warnings_of_disk(target.backend, arguments)):
+        say(line)
     traced = _trace(resolved, topology) if arguments.trace else None
+    submission = _submission(arguments, target.backend, resolved, topology)
     try:
-        report = make_report(case, known_gpu(arguments), mfu=arguments.mfu)
+        report = make_report(case, gpu, _known(arguments, target.backend))
     except NoShape as error:
         if traced is None:
             raise
         complain(str(error))
         return _show_traced_alone(traced, is_json=arguments.json)
-    _show(report, traced, is_json=arguments.json)
+    _show(report, traced, submission, arguments)
     return 3 if report.fits is False and not arguments.force else 0
 
 
-def refuse_misfit(recipe: Recipe, topology: Topology, arguments: argparse.Namespace) -> None:
-    """Raises DoesNotFit where the GPU is known, and the model has a closed formula, unless that is forced."""
-    gpu = known_gpu(arguments)
-    if gpu is not None and not topology.has_gpus:
-        raise UsageError(f"--gpu {gpu.name}: this run has no GPU; give --plan to see what it would need on one")
-    if gpu is None or arguments.force or recipe.parallel.strategy not in SPREADS:
-        return
+def _submission(
+    arguments: argparse.Namespace, backend: Backend, resolved: loading.Resolved, topology: Topology
+) -> dict[str, object] | None:
+    """What a launch would make and execute, by file, where it is asked for; or why there can be none."""
+    if not arguments.json and arguments.bundle is None:
+        return None
+    from launcher.commands.start import planned_bundle
+
     try:
-        report = make_report(Case(recipe=recipe, topology=topology), gpu)
-    except NoShape:
-        return
-    report.refuse_misfit()
+        bundle = planned_bundle(arguments, backend, resolved, topology)
+    except ClusterError as error:
+        if arguments.bundle is not None:
+            raise
+        return {"target": backend.name, "refused": str(error)}
+    if arguments.bundle is not None:
+        bundle.write(Path(arguments.bundle))
+    return {"target": backend.name, "files": dict(bundle.files), "summary": list(bundle.summary)}
 
 
-def known_gpu(arguments: argparse.Namespace) -> Gpu | None:
-    """The GPU that the command names, or that this machine has; None where neither is known."""
-    if arguments.gpu is not None and arguments.gpu_memory is not None:
-        raise UsageError(f"--gpu {arguments.gpu} and --gpu-memory {arguments.gpu_memory:g} say the same; give one")
-    if arguments.gpu is not None:
-        return gpu_named(arguments.gpu)
-    return local_gpu() if arguments.gpu_memory is None else gpu_with_memory(arguments.gpu_memory)
+def _known(arguments: argparse.Namespace, backend: Backend) -> Known:
+    return Known(
+        mfu=arguments.mfu,
+        node_hours=arguments.mtbf_hours,
+        store_speed=None if arguments.store_speed is None else arguments.store_speed * 1e9,
+        prices=read_prices(SHIPPED if arguments.prices is None else Path(arguments.prices)),
+        notices=notices_of(backend, arguments) or _NOTICES_OF_CLOUDS,
+    )
 
 
-def _show(report: Report, traced: dict[str, Any] | None, *, is_json: bool) -> None:
-    if is_json:
-        found = report.as_json()
+def _show(
+    report: Report,
+    traced: dict[str, Any] | None,
+    submission: dict[str, object] | None,
+    arguments: argparse.Namespace,
+) -> None:
+    if arguments.json:
+        found = report.as_json() | {"submission": submission}
         found["memory"]["traced"] = traced
         print(json.dumps(found, indent=1))
         return
     for line in report.lines():
         answer(line)
+    if arguments.bundle is not None:
+        answer(f"bundle     {arguments.bundle}: every file and command of a launch")
     if traced is None:
         return
     if "error" in traced:

@@ -6,12 +6,15 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from cluster.backend import Backend
+from cluster.errors import ClusterError
 from cluster.topology import Topology
 from launcher import loading
+from launcher.commands.refusals import refuse_what_cannot_work, warnings
 from launcher.errors import UsageError
 from launcher.groups import Group, run_outside_groups, runs_of
 from launcher.places import runs_dir, store_url
@@ -23,6 +26,7 @@ from launcher.terminal import say
 
 TYPE_CHECKING = False  # as in the package's own module
 if TYPE_CHECKING:
+    from launcher.commands.bundle import Bundle
     from launcher.commands.train import Work
 
 
@@ -31,7 +35,7 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         from launcher.commands.plan import plan as show_plan
 
-        return show_plan(arguments, target.words)
+        return show_plan(arguments, target)
     _refuse_flags_of_plans(arguments)
     sweeps = parse_sweeps(arguments.sweep)
     check_sweeps(sweeps, arguments.seeds, target.words)
@@ -43,6 +47,8 @@ def train(arguments: argparse.Namespace) -> int:
     load = partial(loading.load, arguments.recipe, laptop=use_laptop)
     members = list(_members(load, target.words, sweeps, arguments.seeds))
     plans = [_plan(resolved, topology, target.backend, arguments) for _, resolved in members]
+    for line in warnings(members[0][1].recipe, topology, target.backend, arguments):
+        say(line)
     name = arguments.name or _new_name(members[0][1], folder)
     is_group = bool(sweeps) or arguments.seeds is not None
     group = Group(name=name, keys=tuple(members[0][0])) if is_group else None
@@ -78,6 +84,27 @@ def _words(changes: Mapping[str, str]) -> list[str]:
     return [f"{key}={value}" for key, value in changes.items()]
 
 
+def planned_bundle(
+    arguments: argparse.Namespace, backend: Backend, resolved: loading.Resolved, planned: Topology
+) -> Bundle:
+    """What a launch would make and execute where the target has what was planned. Raises ClusterError, UsageError."""
+    from launcher.commands.bundle import Bundle
+    from launcher.commands.train import start_of
+
+    topology = planned
+    if backend.needs_launcher:
+        backend.topology(planned.nodes, None)  # raises for more machines than it has; those may have other GPUs here
+    else:
+        with suppress(ClusterError):
+            topology = backend.topology(planned.nodes, planned.ranks_per_node)
+    folder = runs_dir(arguments.runs_dir)
+    run = run_outside_groups(arguments.name or _new_name(resolved, folder), folder)
+    plan = make_plan(resolved.recipe, topology, cores_per_node=backend.cores_per_node(topology))
+    work = _work(run, resolved, plan, None, arguments.checkpoints)
+    start = start_of(work, 1, arguments)
+    return Bundle.of([work], [start], [backend.render([start.job(len(run.attempts()) + 1)])], backend)
+
+
 def _work(run: Run, resolved: loading.Resolved, plan: Plan, group: Group | None, place: str | None) -> Work:
     """`place` is what `--checkpoints` says."""
     from launcher.code_snapshot import root_of
@@ -102,6 +129,8 @@ def resume(arguments: argparse.Namespace) -> int:
     nodes, ranks_per_node = _size(arguments, before, target)
     topology = target.backend.topology(nodes, ranks_per_node)
     plan = _plan(resolved, topology, target.backend, arguments)
+    for line in warnings(resolved.recipe, topology, target.backend, arguments):
+        say(line)
     from launcher.commands.train import Work, train_all
 
     return train_all([Work(run=run, resolved=resolved, plan=plan)], target.backend, arguments)
@@ -116,18 +145,17 @@ def _refuse_another_place(run: Run, checkpoints: str | None) -> None:
 def _plan(resolved: loading.Resolved, topology: Topology, backend: Backend, arguments: argparse.Namespace) -> Plan:
     """Raises UsageError for a plan that cannot be, and DoesNotFit where the GPU is known: named, or of this machine."""
     plan = make_plan(resolved.recipe, topology, cores_per_node=backend.cores_per_node(topology))
-    is_stated = arguments.gpu is not None or arguments.gpu_memory is not None
-    if is_stated or (topology.has_gpus and backend.needs_launcher):
-        from launcher.commands.plan import refuse_misfit
-
-        refuse_misfit(resolved.recipe, topology, arguments)
+    refuse_what_cannot_work(resolved.recipe, topology, backend, arguments)
     return plan
 
 
 def _refuse_flags_of_plans(arguments: argparse.Namespace) -> None:
-    for flag, value in (("--trace", arguments.trace), ("--json", arguments.json), ("--mfu", arguments.mfu)):
-        if value:
+    for name in ("trace", "json", "mfu", "store_speed", "prices"):
+        if getattr(arguments, name):
+            flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} says something of a plan; give --plan with it, or do without")
+    if arguments.bundle is not None and not arguments.dry_run:
+        raise UsageError(f"--bundle {arguments.bundle}: give --dry-run or --plan with it, or do without")
 
 
 def _target(arguments: argparse.Namespace, before: Attempt | None) -> Target:

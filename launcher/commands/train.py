@@ -16,7 +16,7 @@ from checkpoints.log import CommitLog
 from checkpoints.owner import owner_is_alive
 from checkpoints.store import open_store, probe
 from cluster.backend import Backend, backend_named
-from cluster.job import JobState, Submission
+from cluster.job import JobState
 from launcher import loading
 from launcher.code_snapshot import Tree, code_of, copy, digests_of_copy
 from launcher.disk import synchronize
@@ -38,7 +38,7 @@ from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
 from launcher.runs import FORMAT, PREEMPTED_CODE, STOP_AFTER, Attempt, Outcome, Run, write_json
 from launcher.supervise import Start, start_attempts, supervise
-from launcher.terminal import answer, answer_lines, say
+from launcher.terminal import answer, say
 from launcher.watch import make_display
 
 LEAVING_SECONDS = 15.0
@@ -69,10 +69,12 @@ def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Names
     if not ready:
         return 0
     batches = [[work] for work in ready] if backend.needs_launcher else [ready]
-    starts = [[_start_of(work, len(ready), arguments) for work in batch] for batch in batches]
+    starts = [[start_of(work, len(ready), arguments) for work in batch] for batch in batches]
     submissions = [backend.render([start.job(len(start.run.attempts()) + 1) for start in batch]) for batch in starts]
     if arguments.dry_run:
-        return _show(ready, submissions)
+        from launcher.commands.bundle import show
+
+        return show(ready, [start for batch in starts for start in batch], submissions, backend, arguments.bundle)
     for submission in submissions:
         backend.check(submission)
     for work in ready:
@@ -114,23 +116,15 @@ def _to_carry_on(work: Work, arguments: argparse.Namespace) -> Work | None:
     )  # fmt: skip
 
 
-def _start_of(work: Work, count: int, arguments: argparse.Namespace) -> Start:
+def start_of(work: Work, count: int, arguments: argparse.Namespace) -> Start:
     settings = {
         **_place(work.resolved.recipe, work.plan), "takeover": work.is_takeover,
         "allow_change": arguments.allow_change, "hang_seconds": arguments.hang_seconds,
-        "grace_seconds": arguments.grace_seconds,
+        "grace_seconds": arguments.grace_seconds, "mtbf_hours": arguments.mtbf_hours,
     }  # fmt: skip
     name = work.group.name if work.group is not None and count > 1 else work.run.name
     topology = work.plan.topology
     return Start(run=work.run, name=name, recipe=work.resolved.recipe, topology=topology, settings=settings)
-
-
-def _show(works: Sequence[Work], submissions: Sequence[Submission]) -> int:
-    _say_all(works)
-    say("dry run: nothing is made, nothing is submitted; this would be")
-    for submission in submissions:
-        answer_lines(str(submission))
-    return 0
 
 
 def _check_place(work: Work) -> None:
@@ -189,13 +183,23 @@ def _create_run(work: Work, tree: Tree, staging: Run) -> None:
 
 def _write_record(run: Run, work: Work) -> None:
     """To `run`, which may not have its name yet."""
+    write_json(run.folder / "run.json", record_of(work))
+
+
+def record_of(work: Work) -> dict[str, object]:
+    """What a run's run.json says."""
     resolved, group = work.resolved, work.group
-    record = {"format": FORMAT, "run": work.run.name, "recipe": resolved.source, "steps": resolved.recipe.steps}
+    record: dict[str, object] = {
+        "format": FORMAT,
+        "run": work.run.name,
+        "recipe": resolved.source,
+        "steps": resolved.recipe.steps,
+    }
     if group is not None:
         record["group"] = group.record_of(resolved.recipe)
     if work.checkpoints is not None:
         record["checkpoints"] = work.checkpoints
-    write_json(run.folder / "run.json", record)
+    return record
 
 
 def _has_batch_job_ended(run: Run, attempt: Attempt, *, is_takeover: bool) -> bool:
@@ -268,7 +272,7 @@ def _train_here(works: Sequence[Work], starts: Sequence[Start], backend: Backend
     for work, start in zip(works, starts, strict=True):
         if len(works) > 1:
             say(f"run {len(codes) + 1} of {len(works)}")
-        _say_all([work])
+        say_all([work])
         outcome = _train_one(start, backend)
         codes.append(outcome.exit_code)
         if outcome.exit_code == PREEMPTED_CODE and outcome.cause != STOP_AFTER:
@@ -292,7 +296,7 @@ def _train_one(start: Start, backend: Backend) -> Outcome:
 
 def _submit(works: Sequence[Work], starts: Sequence[Start], backend: Backend) -> int:
     """Leave the runs to a scheduler, which starts them as often as it has to."""
-    _say_all(works)
+    say_all(works)
     attempts = start_attempts(starts, backend)
     handles, group = [attempt.record()["handle"] for attempt in attempts], works[0].group
     if len(works) > 1 and group is not None:
@@ -313,7 +317,7 @@ def _word_for(group: Group, works: Sequence[Work]) -> str:
     return word_for(works[0].run.folder.with_name(group.name))
 
 
-def _say_all(works: Sequence[Work]) -> None:
+def say_all(works: Sequence[Work]) -> None:
     """What the runs have in common, and where each is."""
     for title, text in _describe(works[0].resolved, works[0].plan):
         say(f"{title:10} {text}")
@@ -340,11 +344,13 @@ def _describe(resolved: loading.Resolved, plan: Plan) -> Sequence[tuple[str, str
         ("ranks", f"{topology}, {threads} each, {precision} ({reason})"),
         *spread,
         ("batch", plan.describe_batch(recipe.batch.tokens)),
-        (
-            "steps",
-            f"{recipe.steps}, a checkpoint every {recipe.checkpoint.every}, the newest {recipe.checkpoint.keep} stay",
-        ),
+        ("steps", f"{recipe.steps}, {_often(recipe)}, the newest {recipe.checkpoint.keep} stay"),
     )
+
+
+def _often(recipe: Recipe) -> str:
+    every = recipe.checkpoint.every
+    return "checkpoints as often as loses least" if every == "auto" else f"a checkpoint every {every}"
 
 
 def _conclude(run: Run, recipe: Recipe, outcome: Outcome) -> None:

@@ -1,19 +1,14 @@
-"""How long a run takes: floating-point operations, steps, GPU-hours, saves, and how often to save."""
+"""How long a run takes: floating-point operations, steps, GPU-hours."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from launcher.preflight.gpus import Gpu
-from launcher.preflight.spread import checkpoint_bytes
 from launcher.preflight.workload import Workload
 
 MFU = 0.40
 _SECONDS_PER_HOUR = 3600
-_STORE_BYTES_PER_SECOND = 1e9
-_STAGING_BYTES_PER_SECOND = 10e9
-_GPU_HOURS_PER_FAILURE = 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,19 +20,6 @@ class Duration:
     step_seconds: float
     seconds: float
     gpu_hours: float
-    assumptions: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saves:
-    """save_seconds: until a checkpoint is durable. blocked_seconds: training stands still. every: steps, or None."""
-
-    bytes: int
-    save_seconds: float
-    blocked_seconds: float
-    failure_seconds: float
-    interval_seconds: float
-    every: int | None
     assumptions: tuple[str, ...]
 
 
@@ -79,38 +61,6 @@ def duration(work: Workload, gpu: Gpu, *, samples: int, steps: int, mfu: float |
             f"a GPU does {share:.0%} of its peak of {gpu.flops / 1e12:g} TFLOP/s (MFU, {reason}); set it with --mfu",
         ),
     )
-
-
-def saves(work: Workload, step_seconds: float | None, steps: int) -> Saves:
-    """What checkpoints cost, and how often one is worth it (Young 1974, Daly 2006)."""
-    size = checkpoint_bytes(work)
-    durable = size / _STORE_BYTES_PER_SECOND
-    blocked = size / work.ranks / _STAGING_BYTES_PER_SECOND
-    failure = _GPU_HOURS_PER_FAILURE * _SECONDS_PER_HOUR / work.ranks
-    # A save that has begun ends before the next one begins.
-    interval = max(daly_interval(blocked, failure), durable)
-    every = None if step_seconds is None else min(steps, max(1, math.ceil(interval / step_seconds)))
-    return Saves(
-        bytes=size,
-        save_seconds=durable,
-        blocked_seconds=blocked,
-        failure_seconds=failure,
-        interval_seconds=interval,
-        every=every,
-        assumptions=(
-            f"storage takes {_STORE_BYTES_PER_SECOND / 1e9:g} GB/s from all ranks together; "
-            f"a GPU's copy to the host {_STAGING_BYTES_PER_SECOND / 1e9:g} GB/s",
-            f"one interruption per {_GPU_HOURS_PER_FAILURE:,} GPU-hours, as Llama 3 405B was trained; spot: far more",
-        ),
-    )
-
-
-def daly_interval(cost_seconds: float, failure_seconds: float) -> float:
-    """Seconds of work between saves that lose least, when a save costs so much and failures come so often."""
-    if cost_seconds >= 2 * failure_seconds:
-        return failure_seconds
-    ratio = cost_seconds / (2 * failure_seconds)
-    return math.sqrt(2 * cost_seconds * failure_seconds) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - cost_seconds
 
 
 def _usual_mfu(work: Workload) -> tuple[float, str]:

@@ -13,22 +13,26 @@ _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """memory: bytes that a process can use. flops: dense, per second, in bf16 (fp16, on older ones); None: unknown."""
+    """memory: bytes that a process can use. flops: dense, per second, in bf16 (fp16, on older ones); None: unknown.
+
+    has_bf16: not known to lack it.
+    """
 
     name: str
     memory: float
     flops: float | None
+    has_bf16: bool = True
 
 
-def _gpu(name: str, gib: float, teraflops: float) -> Gpu:
-    return Gpu(name=name, memory=gib * 2**30, flops=teraflops * 1e12)
+def _gpu(name: str, gib: float, teraflops: float, *, has_bf16: bool = True) -> Gpu:
+    return Gpu(name=name, memory=gib * 2**30, flops=teraflops * 1e12, has_bf16=has_bf16)
 
 
 # Memory: what cards of this name offer to PyTorch, rounded down. Speed: of the vendors' data sheets.
 GPUS: Mapping[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        _gpu("t4", 14.5, 65),
+        _gpu("t4", 14.5, 65, has_bf16=False),
         _gpu("l4", 22.0, 121),
         _gpu("a10g", 22.0, 70),
         _gpu("rtx4090", 23.5, 165),

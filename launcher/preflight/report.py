@@ -6,16 +6,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.errors import LaunchError, UsageError
+from launcher.errors import LaunchError
 from launcher.plan import batch_size, make_plan
-from launcher.preflight.duration import Duration, Saves, duration, saves
+from launcher.preflight import grace
+from launcher.preflight.duration import Duration, duration
 from launcher.preflight.footprint import MARGIN, Footprint, Parts
 from launcher.preflight.gpus import GPUS, SIZES, Gpu
+from launcher.preflight.grace import Budget, Notice, budget
+from launcher.preflight.interruptions import EXPECTED, Expected, expect, failures
+from launcher.preflight.prices import Cost, Price, costs
+from launcher.preflight.saves import Saves, saves
 from launcher.preflight.shape import Shape, shape_of
 from launcher.preflight.verdict import Case, alternatives, largest_micro, remedies
 from launcher.preflight.workload import workload
 
 _GIB = 2**30
+_SECONDS_PER_HOUR = 3600
 _KINDS = {
     "parameters": "parameters",
     "base": "frozen base",
@@ -34,8 +40,26 @@ class DoesNotFit(LaunchError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What somebody knows, where the plan would assume something. None, or no prices: nobody does.
+
+    mfu: the share of a GPU's peak that is used. node_hours: between interruptions of a node. store_speed: bytes per
+    second that all ranks together can save. notices: of the places that the run may have.
+    """
+
+    mfu: float | None = None
+    node_hours: float | None = None
+    store_speed: float | None = None
+    prices: tuple[Price, ...] = ()
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What is known of a case before it runs. gpu: None where it is not known; then there is no verdict."""
+    """What is known of a case before it runs. gpu: None where it is not known; then there is no verdict.
+
+    duration, expected: of all steps without and with interruptions. budget: of a stop. None without the GPU's speed.
+    """
 
     case: Case
     shape: Shape
@@ -43,6 +67,10 @@ class Report:
     footprint: Footprint
     duration: Duration | None
     saves: Saves
+    expected: Expected | None
+    costs: tuple[Cost, ...]
+    budget: Budget | None
+    notices: tuple[Notice, ...]
 
     @property
     def fits(self) -> bool | None:
@@ -81,8 +109,13 @@ class Report:
                 "alternatives": table,
             },
             "time": None if self.duration is None else asdict(self.duration),
-            "cost": {"gpu_hours": None if self.duration is None else self.duration.gpu_hours},
+            "cost": {
+                "gpu_hours": None if self.duration is None else self.duration.gpu_hours,
+                "expected": None if self.expected is None else asdict(self.expected),
+                "usd": [{**asdict(cost.price), "on_demand": cost.on_demand, "spot": cost.spot} for cost in self.costs],
+            },
             "checkpoint": asdict(self.saves),
+            "grace": None if self.budget is None else self.budget.as_json(self.notices),
             "assumptions": list(self.assumptions()),
         }
 
@@ -92,6 +125,11 @@ class Report:
             yield "data.build says nothing of its samples: data.sequence_length is taken for their length"
         yield from self.duration.assumptions if self.duration is not None else ()
         yield from self.saves.assumptions
+        if self.expected is not None:
+            yield EXPECTED
+            yield grace.ASSUMED
+        if self.costs:
+            yield "prices are those of whole instances on that day, without storage, network and taxes"
 
     def lines(self) -> Iterator[str]:
         yield f"model      {self.case.recipe.model.name}: {self.shape.parameters / 1e9:.2f} B parameters"
@@ -156,28 +194,92 @@ class Report:
             f"checkpoint {_gib(saves.bytes)}, durable after {_span(saves.save_seconds)}, "
             f"training waits {_span(saves.blocked_seconds)}"
         )
-        every = "" if saves.every is None else f", which is checkpoint.every={saves.every}"
-        yield f"           least is lost with one every {_span(saves.interval_seconds)} (Young, Daly){every}"
+        every = "" if saves.best_every is None else f", which is checkpoint.every={saves.best_every}"
+        yield f"           least is lost with one every {_span(saves.best_seconds)} (Young, Daly){every}"
+        yield from self._expected_lines()
+        yield from self._grace_lines()
+
+    def _expected_lines(self) -> Iterator[str]:
+        found, every = self.expected, f"checkpoint.every={self.case.recipe.checkpoint.every}"
+        if found is None:
+            return
+        if found.seconds is None or found.interruptions is None:
+            often = f"an interruption every {_span(self.saves.failure_seconds)}"
+            yield f"expected   never done: with {every} one costs {_span(found.lost_seconds)}, and there is {often}"
+            return
+        hours = found.seconds * self.case.topology.ranks / _SECONDS_PER_HOUR
+        yield (
+            f"expected   {found.interruptions:.2g} interruptions of {_span(found.lost_seconds)} each with {every}; "
+            f"with them {_span(found.seconds)}, {hours:,.1f} GPU-hours"
+        )
+        for title, cost in zip(["cost", *[""] * len(self.costs)], self.costs, strict=False):
+            price = cost.price
+            kinds = ((cost.on_demand, "on demand"), (cost.spot, "spot"))
+            sums = ", ".join(f"${dollars:,.2f} {kind}" for dollars, kind in kinds if dollars is not None)
+            yield f"{title:10} {sums}: {price.cloud} {price.instance}, as of {price.as_of}, {price.source}"
+        if not self.costs and self.gpu is not None:
+            yield f"cost       no price of {self.gpu.name} is known; give --prices FILE"
+
+    def _grace_lines(self) -> Iterator[str]:
+        if self.budget is None:
+            return
+        of = self.budget
+        first = f"{_span(of.step)} for a step or {_span(of.saving)} for a save under way"
+        last = f"{_span(of.copying + of.saving)} for the last save, {grace.LEAVING_SECONDS:g} s to leave"
+        yield f"grace      a stop takes up to {_span(of.needed)}: {first}, {last}"
+        for notice in self.notices:
+            enough = "enough" if of.is_met(notice) else f"TOO SHORT: {self._missed(of, notice)}"
+            yield f"  {notice.place:18} {notice.seconds:5.0f} s  {enough}"
+
+    def _missed(self, of: Budget, notice: Notice) -> str:
+        return f"up to {_span(of.lost(notice))} of work are lost each time; {of.remedy(notice)}"
+
+    def warnings(self) -> Iterator[str]:
+        for notice in self.notices:
+            if self.budget is not None and not self.budget.is_met(notice):
+                needs = f"gives {notice.seconds:.0f} s of notice, and a stop may take {_span(self.budget.needed)}"
+                yield f"warning: {notice.place} {needs}: {self._missed(self.budget, notice)}"
 
 
-def make_report(case: Case, gpu: Gpu | None, *, mfu: float | None = None) -> Report:
+def make_report(case: Case, gpu: Gpu | None, known: Known | None = None) -> Report:
     """Raises NoShape, or UsageError where settings exclude each other or have no formula."""
+    known = known or Known()
     shape = shape_of(case.recipe.model)
-    if shape.longest_sequence is not None and case.recipe.data.sequence_length > shape.longest_sequence:
-        longest = f"the model's limit of {shape.longest_sequence}"
-        raise UsageError(f"data.sequence_length={case.recipe.data.sequence_length} is above {longest}; make it less")
     found = case.footprint(shape)
-    plan = make_plan(case.recipe, case.topology, cores_per_node=1)
-    work = workload(case.recipe, plan, shape)
-    batch, steps = batch_size(case.recipe), case.recipe.steps
-    time = None if gpu is None else duration(work, gpu, samples=batch, steps=steps, mfu=mfu)
+    recipe, topology = case.recipe, case.topology
+    work = workload(recipe, make_plan(recipe, topology, cores_per_node=1), shape)
+    time = None if gpu is None else duration(work, gpu, samples=batch_size(recipe), steps=recipe.steps, mfu=known.mfu)
+    saved = saves(
+        work,
+        None if time is None else time.step_seconds,
+        recipe.steps,
+        every=recipe.checkpoint.every,
+        failures=failures(nodes=topology.nodes, ranks=topology.ranks, node_hours=known.node_hours),
+        store_speed=known.store_speed,
+    )
+    expected = None if time is None else _expected(time, saved)
+    hours = None if expected is None or expected.seconds is None else expected.seconds / _SECONDS_PER_HOUR
     return Report(
         case=case,
         shape=shape,
         gpu=gpu,
         footprint=found,
         duration=time,
-        saves=saves(work, None if time is None else time.step_seconds, steps),
+        saves=saved,
+        expected=expected,
+        budget=None if time is None else budget(saved, time),
+        notices=known.notices,
+        costs=() if gpu is None or hours is None else tuple(costs(known.prices, gpu.name, topology, hours)),
+    )
+
+
+def _expected(time: Duration, saved: Saves) -> Expected:
+    assert saved.interval_seconds is not None
+    return expect(
+        time.seconds,
+        interval_seconds=saved.interval_seconds,
+        blocked_seconds=saved.blocked_seconds,
+        failure_seconds=saved.failure_seconds,
     )
 
 

@@ -65,7 +65,6 @@ class Shape:
     head_width: int
     vocabulary: int
     is_tied: bool
-    longest_sequence: int | None = None
 
     @property
     def linears(self) -> Mapping[str, tuple[int, int]]:
@@ -144,7 +143,6 @@ def read_shape(config: Mapping[str, Any], source: str) -> Shape:
             head_width=_size(config, "head_dim", width // heads),
             vocabulary=_size(config, "vocab_size"),
             is_tied=bool(config.get("tie_word_embeddings", False)),
-            longest_sequence=config.get("max_position_embeddings"),
         )
     except ValueError as error:
         raise NoShape(f"{source}: {error}") from error

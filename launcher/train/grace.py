@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.preemption import Mark, Notice
+from launcher.preflight.grace import LEAVING_SECONDS
 from launcher.runs import PREEMPTED_CODE, Attempt, Outcome
 from launcher.terminal import say
 
-LEAVING_SECONDS = 1.0  # before the end, so that nothing is left for whoever ends it by force
 _LOOK_SECONDS = 0.1
 _SAME_SECONDS = 2.0  # schedulers tell whole seconds
 _ANSWER_SECONDS = 12.0  # the agent asks twice at most

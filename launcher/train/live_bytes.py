@@ -14,13 +14,24 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the tensors that operations make while it is entered, until they are gone; `peak` is the most so far."""
+    """Counts the tensors that operations make while it is entered, until they are gone.
+
+    peaks: the most between one mark and the next, of which the last is still open.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
-        self.peak = 0
+        self.peaks = [0]
         self._sizes: dict[int, int] = {}
+
+    @property
+    def peak(self) -> int:
+        """The most so far."""
+        return max(self.peaks)
+
+    def mark(self) -> None:
+        self.peaks.append(self.now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -58,7 +69,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _resized(self, storage: torch.UntypedStorage) -> None:
         self.now += storage.nbytes() - self._sizes[storage._cdata]
         self._sizes[storage._cdata] = storage.nbytes()
-        self.peak = max(self.peak, self.now)
+        self.peaks[-1] = max(self.peaks[-1], self.now)
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key)

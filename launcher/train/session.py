@@ -38,12 +38,14 @@ from launcher.train.metrics import Metrics
 from launcher.train.models import LoadedModel, base_digest, load_model
 from launcher.train.precision import LossScale, settle_precision
 from launcher.train.pulse import Phase, Pulse
+from launcher.train.save_schedule import SaveSchedule, schedule_of
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 SAVE_DEADLINE_SECONDS = 600.0
 SLOW_SAVE_SECONDS = 10.0
 SLOW_SAVE_FACTOR = 3
 SAVE_MARGIN = 1.5  # no two saves take equally long
+CHANGED_INTERVAL = 2.0  # times or part of what was told
 
 
 @dataclass(slots=True)
@@ -83,6 +85,8 @@ class Session:
     committed_step: int = 0
     longest_save_seconds: float = 0.0
     longest_step_seconds: float = 0.0
+    schedule: SaveSchedule | None = None  # on rank 0 alone
+    told_interval: float = 0.0  # seconds between saves, as they were reported last
     was_late: bool = False  # the last save was left out for lack of time
     slow_step: int = 0  # the last save that was reported for taking long
     blocked_seconds: float = 0.0  # training was held up by checkpoints since the last recorded step
@@ -106,6 +110,33 @@ class Session:
         if self.grace.left_to_limit() < needed:
             self.notice.give(f"the last save may take {SAVE_MARGIN * self.longest_save_seconds:.1f} s")
         return self.notice.is_given()
+
+    def wants_save(self, step: int) -> bool:
+        """Whether a checkpoint is due after this step; rank 0 decides for all."""
+        is_saving = self.saver.running() is not None
+        return self.schedule is not None and self.schedule.is_due(step, is_saving=is_saving)
+
+    def step_taken(self, seconds: float) -> None:
+        self.longest_step_seconds = max(self.longest_step_seconds, seconds)
+        if self.schedule is not None:
+            self.schedule.step_taken(seconds)
+            self._report_interval(self.schedule)
+
+    def save_ended(self, step: int, seconds: float) -> None:
+        """A checkpoint was committed so long after its save had begun."""
+        self.committed_step = step
+        self.longest_save_seconds = max(self.longest_save_seconds, seconds)
+        if self.schedule is not None:
+            self.schedule.save_ended(seconds)
+
+    def _report_interval(self, schedule: SaveSchedule) -> None:
+        """Say how often the run saves when that was left to it, and when that has changed much."""
+        if (interval := schedule.interval()) is None:
+            return
+        seconds, steps = interval
+        if not self.told_interval / CHANGED_INTERVAL <= seconds <= self.told_interval * CHANGED_INTERVAL:
+            self.told_interval = seconds
+            self.report("save_interval", seconds=round(seconds, 3), steps=steps)
 
     def save(self, *, is_last: bool) -> None:
         """Start a checkpoint of the current step; training is held up for the copy alone.
@@ -136,6 +167,8 @@ class Session:
             if self.engine.loss_scale is not None:
                 metadata["loss_scale"] = asdict(self.engine.loss_scale)
             self.saver.save(self.progress.step, self.engine.state(), metadata)
+            if self.schedule is not None:
+                self.schedule.save_begun(time.perf_counter() - started)
         self.blocked_seconds += time.perf_counter() - started
 
     def report_slow_save(self) -> None:
@@ -201,6 +234,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         engine.state_restored()
     if rank == 0:
         session.metrics = Metrics(run, session.progress.step)
+        session.schedule = schedule_of(recipe, plan.topology, state, record.get("mtbf_hours"))
     saver.prepare(state)
     return session
 

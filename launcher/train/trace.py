@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,41 +30,132 @@ from launcher.recipe import Recipe
 from launcher.train.engines.fsdp import make_mesh, shard_module
 from launcher.train.functions import find_function, loss_function
 from launcher.train.live_bytes import LiveBytes
-from launcher.train.models import prepare_model
+from launcher.train.models import prepare_model, repeated_blocks
 from launcher.train.precision import COMPUTE_DTYPES
 
 _TRACED = ("ddp", "fsdp")
 _FP32 = 4
+FEW_BLOCKS = 5
+_EDGE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """Bytes of one rank in a forward and a backward pass, with as many blocks as were traced.
+
+    rows: the most in each part of the passes; each row has the same part for all blocks.
+    state: weights, gradients, moments of the optimizer, and the copy that its step makes. optimizer: the moments alone.
+    saved: what 4-bit weights take less than traced ones.
+    """
+
+    rows: Sequence[Sequence[float]]
+    state: float
+    optimizer: float
+    saved: float
+
+    @property
+    def peak(self) -> float:
+        return max(max(map(max, self.rows)) + self.optimizer, self.state) - self.saved
+
+    def extended(self, more: Traced, blocks: int) -> Traced:
+        """With so many blocks on top of these, when `more` has one on top: each adds as much as the one before.
+
+        Between the first and the last blocks memory grows, or shrinks, evenly: the most is at an edge.
+        """
+
+        def at(few: float, one: float) -> float:
+            return few + (one - few) * blocks
+
+        pairs = zip(map(_edges, self.rows), map(_edges, more.rows), strict=True)
+        return Traced(
+            rows=[[at(few, one) for few, one in zip(*edges, strict=True)] for edges in pairs],
+            state=at(self.state, more.state),
+            optimizer=at(self.optimizer, more.optimizer),
+            saved=at(self.saved, more.saved),
+        )
+
+
+def _edges(row: Sequence[float]) -> Sequence[float]:
+    return row if len(row) < FEW_BLOCKS else [*row[:_EDGE], *row[-_EDGE:]]
 
 
 def trace(recipe: Recipe, plan: Plan) -> int:
     """The peak in bytes of what one rank has allocated on its device in a step.
 
-    The forward and the backward pass are traced; moments of the optimizer, and what its step needs, are added.
+    The forward and the backward pass are traced; moments of the optimizer, and what its step needs, are added. Of a
+    model by name, whose blocks are all alike, a few are traced, and one more, which says what each further one adds.
     Raises UsageError for a strategy that cannot be traced.
     """
     parallel = recipe.parallel
     if parallel.strategy not in _TRACED or parallel.cpu_offload:
         raise UsageError(f"parallel.strategy={parallel.describe()} cannot be traced; {', '.join(_TRACED)} can")
     config = None if recipe.model.name is None else config_of(recipe.model)
+    mesh = make_group(recipe, plan)
+    layers = 0 if config is None else config["num_hidden_layers"]
+    if config is None or layers <= FEW_BLOCKS + 1:
+        return round(trace_blocks(recipe, plan, config, mesh).peak)
+    few, more = (trace_blocks(recipe, plan, {**config, "num_hidden_layers": FEW_BLOCKS + one}, mesh) for one in (0, 1))
+    return round(few.extended(more, layers - FEW_BLOCKS).peak)
+
+
+def trace_blocks(recipe: Recipe, plan: Plan, config: Mapping[str, Any] | None, mesh: Any) -> Traced:
+    """A model of this configuration, or the recipe's own, with all of its blocks."""
     precision = "bf16" if recipe.precision == "auto" else recipe.precision
-    mesh = _mesh(recipe, plan) if parallel.strategy == "fsdp" else None  # outside the mode: it holds real numbers
     with FakeTensorMode(allow_non_fake_inputs=True):
         module = fake_model(recipe, config, precision)
         saved = _saved_by_quantisation(recipe, module, precision)
+        blocks = repeated_blocks(module)
         if mesh is not None:
             shard_module(module, mesh, precision, offloads=False)
-        passes = peak_of_passes(recipe, plan, module, precision)
+        live = LiveBytes()
+        with _marks_between(blocks, live):
+            run_passes(recipe, plan, module, precision, live)
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad)
     ranks = 1 if mesh is None else mesh["shard"].size()
-    step = (frozen + 5 * _FP32 * trainable) / ranks  # parameters, gradients, moments, and AdamW's copy
-    return round(max(passes + 2 * _FP32 * trainable / ranks, step) - saved / ranks)
+    return Traced(
+        rows=_rows(live.peaks, len(blocks)),
+        state=(frozen + 5 * _FP32 * trainable) / ranks,  # parameters, gradients, moments, and AdamW's copy
+        optimizer=2 * _FP32 * trainable / ranks,
+        saved=saved / ranks,
+    )
 
 
-def peak_of_passes(recipe: Recipe, plan: Plan, module: torch.nn.Module, precision: str) -> int:
-    """The peak in bytes of one forward and backward pass, with weights and gradients, fake or real as the module is."""
-    live = LiveBytes()
+@contextmanager
+def _marks_between(blocks: Sequence[torch.nn.Module], live: LiveBytes) -> Iterator[None]:
+    """Marks at the start of each block, and when the gradient of its output is there."""
+
+    def start(_block: torch.nn.Module, _inputs: Any) -> None:
+        live.mark()
+
+    def watch(_block: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        if first.requires_grad:
+            first.register_hook(lambda _gradient: live.mark())
+
+    hooks = [
+        hook
+        for block in blocks
+        for hook in (block.register_forward_pre_hook(start), block.register_forward_hook(watch))
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _rows(peaks: Sequence[int], blocks: int) -> list[Sequence[int]]:
+    """What was marked before the first block, in the forward pass of each, and in each part of the backward passes."""
+    if not blocks or (len(peaks) - 1) % blocks:
+        return [peaks]
+    backward = peaks[blocks + 1 :]
+    parts = len(backward) // blocks
+    return [peaks[:1], peaks[1 : blocks + 1], *(backward[part::parts] for part in range(parts))]
+
+
+def run_passes(recipe: Recipe, plan: Plan, module: torch.nn.Module, precision: str, live: LiveBytes) -> None:
+    """Count one forward and backward pass, with weights and gradients, fake or real as the module is."""
     has_gradients = plan.accumulation > 1 or (recipe.parallel.strategy == "ddp" and plan.topology.ranks > 1)
     with live, live.counting_resizes(), _without_packing():
         for tensor in (*module.parameters(), *module.buffers()):
@@ -76,7 +168,6 @@ def peak_of_passes(recipe: Recipe, plan: Plan, module: torch.nn.Module, precisio
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             loss, _ = loss_function(recipe.loss)(module, batch)
         loss.backward()  # type: ignore[no-untyped-call]
-    return live.peak
 
 
 @contextmanager
@@ -139,7 +230,10 @@ def _saved_by_quantisation(recipe: Recipe, module: torch.nn.Module, precision: s
     return float(sum(m.numel() * (m.element_size() - NF4_DATA_BYTES - NF4_SCALE_BYTES) for m in matrices))
 
 
-def _mesh(recipe: Recipe, plan: Plan) -> Any:
+def make_group(recipe: Recipe, plan: Plan) -> Any:
+    """The mesh of the ranks that share shards; None where none do. Outside the mode: it holds real numbers."""
+    if recipe.parallel.strategy != "fsdp":
+        return None
     if not dist.is_initialized():
         dist.init_process_group("fake", rank=0, world_size=plan.topology.ranks, store=FakeStore())
     return make_mesh(plan, torch.device("cpu"), shards_within_node=recipe.parallel.shard_within_node)

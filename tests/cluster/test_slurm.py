@@ -10,16 +10,18 @@ import tempfile
 from functools import partial
 
 import pytest
+from support.bundles import check_bundle
 from support.runs_for_tests import TINY, wait_for
 from support.slurm import RANKS, TRAP, SlurmRun, hosts, outcomes, slurm_run
 
 
-def test_two_nodes_train_to_the_end_like_one(slurm, course, monkeypatch):
+def test_two_nodes_train_to_the_end_like_one(slurm, course, monkeypatch, tmp_path):
     """As a dry run has shown; and nothing in the name of the runs folder is executed, no secret is left anywhere."""
     secret = secrets.token_hex(16)
     monkeypatch.setitem(slurm.environment, "HF_TOKEN", secret)
     run = slurm_run(slurm, course, "plain")
-    shown = run.submit("--dry-run").stdout
+    bundle = tmp_path / "bundle"
+    shown = run.submit("--dry-run", "--bundle", str(bundle)).stdout
     assert not run.run.exists()
     result = run.submit()
     assert result.stdout == f"{run.run}\n"
@@ -32,6 +34,9 @@ def test_two_nodes_train_to_the_end_like_one(slurm, course, monkeypatch):
     script = (run.run / f"slurm/{run.job}_submission.sh").read_text()
     assert shown == f"{script}\n# what is called on each node\n# {payload(run)}\n"
     assert payload(run) == f"launcher.on_node:train({str(run.run)!r})"
+    assert (bundle / "submission.sh").read_text() == script
+    assert (bundle / "calls.txt").read_text() == f"{payload(run)}\n"
+    check_bundle(bundle, run.run)
     assert list(slurm.folder.rglob(TRAP)) == []
     assert secret not in said
     assert [file for file in run.run.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()] == []

@@ -62,9 +62,22 @@ def wait_for_new_commit(run: Path, launcher, attempt: int = 1) -> None:
     wait_for(lambda: committed_steps(run, attempt) != before or launcher.poll() is not None, "a new commit")
 
 
-def committed_steps(run: Path, attempt: int) -> list[int]:
+def committed_steps(run: Path, attempt: int = 1) -> list[int]:
     events = json_lines(run / f"attempts/{attempt:04d}/events.jsonl")
     return [event["step"] for event in events if event["event"] == "committed"]
+
+
+def test_saving_when_that_is_worth_it_changes_nothing(tmp_path, undisturbed):
+    words = small_words(2, checkpoint__every="auto")
+    launcher = start(*words, "--mtbf-hours", "0.0001", "--name", "auto", runs_dir=tmp_path)
+    run = tmp_path / "auto"
+    wait_for_new_commit(run, launcher)
+    os.kill(Processes(launcher.pid).find()["rank"][0], signal.SIGKILL)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, errors
+    assert "killed by SIGKILL; its ranks start again from the newest commit" in errors
+    assert len(committed_steps(run)) >= 3
+    assert_same_ending(run, undisturbed(2))
 
 
 @pytest.mark.parametrize("victim", ["launcher", "agent", "forkserver", "writer"])

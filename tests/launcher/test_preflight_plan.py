@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import date
 
 import pytest
 from support.llamas import LORA, TINY, case, shape, work
@@ -14,9 +15,12 @@ from support.runs_for_tests import REPOSITORY
 
 from launcher.cli import main
 from launcher.overrides import apply, parse
-from launcher.preflight.duration import daly_interval, duration, saves, seconds_of, step_flops
+from launcher.preflight.duration import duration, seconds_of, step_flops
 from launcher.preflight.gpus import GPUS, gpu_with_memory
+from launcher.preflight.interruptions import daly_interval, expect, failures
+from launcher.preflight.prices import SHIPPED, read_prices
 from launcher.preflight.report import DoesNotFit, make_report
+from launcher.preflight.saves import saves
 from launcher.preflight.verdict import remedies
 
 QLORA = {"adapter": LORA, "quantize": "nf4"}
@@ -115,9 +119,71 @@ def test_the_interval_is_youngs_where_saves_are_cheap_and_dalys_bound_where_they
 
 
 def test_a_checkpoint_is_not_begun_before_the_last_one_is_durable():
-    found = saves(work(case("70b", "fsdp", nodes=128, gpus=8), "70b"), 1.0, 1_000_000)
-    assert found.interval_seconds >= found.save_seconds == found.bytes / 1e9
-    assert found.every == math.ceil(found.interval_seconds)
+    planned, rare = case("70b", "fsdp", nodes=128, gpus=8), failures(nodes=128, ranks=1024, node_hours=None)
+    found = saves(work(planned, "70b"), 1.0, 1_000_000, every="auto", failures=rare)
+    assert found.interval_seconds == found.best_seconds >= found.save_seconds == found.bytes / 1e9
+    assert found.best_every == math.ceil(found.best_seconds)
+    each_step = saves(work(planned, "70b"), 1.0, 1_000_000, every=1, failures=rare, store_speed=10e9)
+    assert each_step.interval_seconds == each_step.save_seconds == found.save_seconds / 10
+
+
+def test_interruptions_are_as_many_as_nodes_and_time_make_them():
+    assert failures(nodes=1, ranks=8, node_hours=None).seconds == 7 * 24 * 3600
+    assert failures(nodes=128, ranks=1024, node_hours=None).seconds == pytest.approx(50_000 / 1024 * 3600)
+    assert failures(nodes=4, ranks=32, node_hours=12).seconds == 3 * 3600
+
+
+def test_what_is_expected_adds_saves_lost_work_and_restarts():
+    # 100 h of work, saved each hour for 36 s; every 10 h half an hour and 2 minutes are lost.
+    found = expect(360_000, interval_seconds=3600, blocked_seconds=36, failure_seconds=36_000)
+    assert found.lost_seconds == 1920
+    assert found.seconds == pytest.approx(363_600 / (1 - 1920 / 36_000))
+    assert found.interruptions == pytest.approx(found.seconds / 36_000)
+
+
+def test_a_run_that_loses_more_than_it_gains_is_never_done():
+    assert expect(360_000, interval_seconds=7200, blocked_seconds=1, failure_seconds=3600).seconds is None
+
+
+def test_prices_that_ship_are_dated_have_a_source_and_are_of_gpus_that_are_known():
+    for price in read_prices(SHIPPED):
+        assert price.gpu in GPUS
+        assert date.fromisoformat(price.as_of) <= date.today()
+        assert price.source
+        assert price.on_demand is not None
+        assert price.spot is None or price.spot < price.on_demand
+
+
+HEADER = "cloud,instance,gpu,gpus,on_demand,spot,as_of,source\n"
+
+
+def test_own_prices_take_the_place_of_those_that_ship_and_instances_are_paid_whole(tmp_path, capsys):
+    (tmp_path / "own.csv").write_text(HEADER + "ours,box,h100,8,80,20,2026-11-01,our contract\n")
+    words = ["--gpu", "h100", "--nodes", "2", "--gpus", "4", "steps=1000000", "--prices", str(tmp_path / "own.csv")]
+    cost = json.loads(planned(capsys, *words, "--json")[1].out)["cost"]
+    hours = cost["expected"]["seconds"] / 3600
+    (found,) = cost["usd"]
+    assert (found["on_demand"], found["spot"]) == (pytest.approx(160 * hours), pytest.approx(40 * hours))
+    assert "ours box, as of 2026-11-01, our contract" in planned(capsys, *words)[1].out
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (HEADER + "ours,box,h101,8,80,20,2026-11-01,x\n", "line 2: gpu=h101 is not known; use one of"),
+        (HEADER + "ours,box,h100,none,80,20,2026-11-01,x\n", "line 2: gpus=none is not a number of GPUs"),
+        (HEADER + "ours,box,h100,8,cheap,20,2026-11-01,x\n", "line 2: on_demand=cheap is no price"),
+        (HEADER + "ours,box,h100,8,80,-1,2026-11-01,x\n", "line 2: spot=-1 is no price"),
+        ("cloud,instance\nours,box\n", "must have lines, and the columns cloud,instance,gpu"),
+        ("", "must have lines"),
+    ],
+)  # fmt: skip
+def test_prices_that_cannot_be_read_are_one_line(tmp_path, capsys, text, complaint):
+    (tmp_path / "own.csv").write_text(text)
+    code, output = planned(capsys, "--gpu", "h100", "--prices", str(tmp_path / "own.csv"))
+    assert code == 2
+    assert complaint in output.err
+    assert output.err.count("\n") == 1
 
 
 def planned(capsys, *words):
@@ -163,6 +229,9 @@ def test_without_a_gpu_the_plan_says_which_sizes_would_do(capsys):
         (["--gpu", "h100", "--gpu-memory", "80"], "give one"),
         (["--gpu-memory", "0"], "0 is not a number of GB"),
         (["--mfu", "40"], "40 is not a share between 0 and 1"),
+        (["--mtbf-hours", "0"], "0 is not a number of hours above 0"),
+        (["--store-speed", "fast"], "fast is not a number of GB above 0"),
+        (["--prices", "nowhere.csv"], "--prices nowhere.csv cannot be read"),
         (["parallel.strategy=zero1"], "parallel.strategy=zero1 has no closed formula"),
         (["model.name=nobody/nothing"], "its shape does not ship"),
         (["data.sequence_length=200000"], "above the model's limit of 131072"),
@@ -198,6 +267,8 @@ def test_a_launch_that_would_not_fit_is_refused_before_anything_is_made(tmp_path
         (["--gpu", "h100"], "--gpu h100: this run has no GPU; give --plan"),
         (["--gpu", "2"], "did you mean --gpus 2?"),
         (["--mfu", "0.5"], "--mfu says something of a plan; give --plan"),
+        (["--prices", "own.csv"], "--prices says something of a plan; give --plan"),
+        (["--store-speed", "2"], "--store-speed says something of a plan; give --plan"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(tmp_path, capsys, monkeypatch, words, complaint):
@@ -208,7 +279,8 @@ def test_a_flag_that_would_do_nothing_is_refused(tmp_path, capsys, monkeypatch, 
 
 def test_a_plan_imports_no_torch():
     code = (
-        "import sys; from launcher.cli import main; main(['recipes/llama_qlora.py', '--plan', '--gpu', 'h100']);"
+        "import sys; from launcher.cli import main;"
+        "main(['recipes/llama_qlora.py', '--plan', '--gpu', 'h100', '--json']);"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True)

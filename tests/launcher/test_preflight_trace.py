@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from support.llamas import ALL_LINEAR, TINY, case, work
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -22,7 +23,7 @@ from launcher.preflight.shape import shape_of
 from launcher.recipe import Lora
 from launcher.train.live_bytes import LiveBytes
 from launcher.train.models import prepare_model
-from launcher.train.trace import fake_model, peak_of_passes, trace
+from launcher.train.trace import FEW_BLOCKS, fake_model, make_group, run_passes, trace, trace_blocks
 
 # transformers and peft warn of what they will change.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -36,6 +37,12 @@ def real_model(recipe, precision):
     dtype = torch.bfloat16 if recipe.adapter is not None and precision == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     return prepare_model(model, recipe).train()
+
+
+def peak_of_passes(recipe, plan, module, precision):
+    live = LiveBytes()
+    run_passes(recipe, plan, module, precision, live)
+    return live.peak
 
 
 @pytest.mark.parametrize(
@@ -57,6 +64,26 @@ def test_fake_tensors_take_what_real_ones_take_and_the_formula_is_near(precision
     passes = {name: parts for name, parts in moments(work(planned, "tiny")).items() if name != "the optimizer step"}
     closed = max(parts.total - parts.optimizer for parts in passes.values())
     assert closed == pytest.approx(measured, rel=0.05)
+
+
+@pytest.fixture
+def no_group_stays():
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("no_group_stays")
+@pytest.mark.parametrize(("strategy", "checkpoints"), [("ddp", False), ("fsdp", True)])
+def test_a_few_blocks_say_exactly_what_all_would(strategy, checkpoints):
+    planned = case("tiny", strategy, gpus=8, length=256, checkpoints=checkpoints, precision="bf16")
+    recipe, plan = planned.recipe, make_plan(planned.recipe, planned.topology, cores_per_node=1)
+    group = make_group(recipe, plan)
+    few, more, whole = (
+        trace_blocks(recipe, plan, TINY | {"num_hidden_layers": layers}, group)
+        for layers in (FEW_BLOCKS, FEW_BLOCKS + 1, FEW_BLOCKS + 3)
+    )
+    assert few.extended(more, 3).peak == whole.peak
 
 
 @pytest.mark.parametrize("mode", [nullcontext, FakeTensorMode], ids=["real", "fake"])
