@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launcher.rehearsal.processes import Processes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = (sys.executable, "-m", "launcher")
@@ -128,45 +129,6 @@ def status(run: Path) -> dict[str, Any]:
     assert result.returncode == 0, result.stderr
     answer: dict[str, Any] = json.loads(result.stdout)
     return answer
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes of one launcher, by what they are."""
-
-    launcher: int
-
-    def find(self) -> dict[str, list[int]]:
-        import psutil
-
-        kinds = ("node", "agent", "forkserver", "rank", "data worker", "writer")
-        found: dict[str, list[int]] = {kind: [] for kind in kinds}
-        for process in psutil.Process(self.launcher).children(recursive=True):
-            try:
-                kind = _kind(process)
-            except psutil.NoSuchProcess:
-                continue
-            if kind:
-                found[kind].append(process.pid)
-        return found
-
-
-def _kind(process: Any) -> str | None:
-    line = _line(process)
-    if "cluster.node" in line:
-        return "node"
-    if "checkpoints.writer" in line:
-        return "writer"
-    if "multiprocessing.forkserver" in line:  # those that are forked keep its command line
-        forked = [parent for parent in process.parents()[:2] if "multiprocessing.forkserver" in _line(parent)]
-        return ("forkserver", "rank", "data worker")[len(forked)]
-    if "-m launcher.train" in line:
-        return "agent"
-    return None
-
-
-def _line(process: Any) -> str:
-    return " ".join(process.cmdline())
 
 
 def check_that_a_killed_rank_changes_nothing(words: list[str], runs_dir: Path) -> subprocess.CompletedProcess[str]:
