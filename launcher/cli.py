@@ -255,6 +255,11 @@ def _train(parser: argparse.ArgumentParser) -> None:
         "folder (default: in the run folder)",
     )
     parser.add_argument(
+        "--no-steps",
+        action="store_true",
+        help="with --dry-run: do without the few real steps that it takes here, at the scale of a laptop",
+    )
+    parser.add_argument(
         "--sweep",
         action="append",
         default=[],

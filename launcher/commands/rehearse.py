@@ -80,7 +80,7 @@ def _show(checks: Sequence[Check], seconds: float, arguments: argparse.Namespace
         answer("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     made = f"seed {arguments.seed}, {seconds:.0f} s"
     if first is None:
-        answer(f"equal: nothing was lost ({made})")
+        answer(f"nothing was lost ({made})")
     else:
         step = "the run" if first.step is None else f"step {first.step} is the first that"
         answer(f"{step} differs ({first.what}): {first.difference} ({made})")

@@ -53,7 +53,18 @@ def train(arguments: argparse.Namespace) -> int:
         _work(run, resolved, plan, group, arguments.checkpoints)
         for run, (_, resolved), plan in zip(runs, members, plans, strict=True)
     ]
-    return train_all(works, target.backend, arguments)
+    code = train_all(works, target.backend, arguments)
+    if code == 0 and arguments.dry_run and not arguments.no_steps and not works[0].exists:
+        _take_steps(arguments.recipe, target.words)
+    return code
+
+
+def _take_steps(recipe: str, words: Sequence[str]) -> None:
+    from launcher.preflight.steps import STEPS, real_steps
+
+    say(f"dry run: {STEPS} real steps of the recipe, on this machine and at the scale of a laptop")
+    for line in real_steps(recipe, words):
+        say(line)
 
 
 def _members(
@@ -125,6 +136,8 @@ def _plan(resolved: loading.Resolved, topology: Topology, backend: Backend, argu
 
 
 def _refuse_flags_of_plans(arguments: argparse.Namespace) -> None:
+    if arguments.no_steps and not arguments.dry_run:
+        raise UsageError("--no-steps says something of a dry run; give --dry-run with it, or do without")
     for flag, value in (("--trace", arguments.trace), ("--json", arguments.json), ("--mfu", arguments.mfu)):
         if value:
             raise UsageError(f"{flag} says something of a plan; give --plan with it, or do without")

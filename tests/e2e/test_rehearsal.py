@@ -11,6 +11,7 @@ import pytest
 from support.runs_for_tests import REPOSITORY, TINY, launch
 
 FORGETFUL = REPOSITORY / "tests/support/recipes/forgetful.py"
+TROUBLE = REPOSITORY / "tests/support/recipes/trouble.py"
 
 
 def rehearse(*words: str, folder: Path) -> tuple[int, dict[str, Any]]:
@@ -43,3 +44,20 @@ def test_a_shipped_recipe_passes_as_on_a_spot_machine_and_leaves_nothing_behind(
     assert notice["delivery"]["resumed_after"] >= notice["delivery"]["step"]
     assert ending["remark"] == "equal"
     assert other_ranks["remark"].startswith("every sample once")
+
+
+def test_a_dry_run_trains_saves_and_restores_here_and_makes_nothing(tmp_path):
+    shown = launch(TINY, "--name", "dry", "--dry-run", "--no-steps", runs_dir=tmp_path)
+    result = launch(TINY, "--name", "dry", "--dry-run", runs_dir=tmp_path)
+    assert (result.returncode, result.stdout) == (0, shown.stdout), result.stderr
+    trained, saved, restored = result.stderr.splitlines()[-3:]
+    assert trained.startswith("trained    3 steps on cpu in fp32: loss 5.")
+    assert saved.endswith("and read back: intact")
+    assert restored.startswith("restored   after step 3, every byte checked; loss ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_recipe_that_fails_says_why_in_its_last_line(tmp_path):
+    result = launch(f"{TROUBLE}:OWN_ERROR", "--dry-run", runs_dir=tmp_path)
+    assert result.returncode == 1
+    assert "ZeroDivisionError: the user's own mistake" in result.stderr.splitlines()[-1]

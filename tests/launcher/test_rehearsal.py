@@ -5,7 +5,6 @@ from signal import SIGTERM, SIGUSR1, SIGUSR2
 import pytest
 
 from cluster.backend import backend_named
-from launcher.cli import main
 from launcher.rehearsal.interruptions import interruptions
 from launcher.rehearsal.verdict import Ending, compare_endings, compare_on_other_ranks, compare_steps
 
@@ -55,8 +54,3 @@ def test_each_place_is_rehearsed_with_what_ends_jobs_there():
     assert names([SIGUSR2, SIGTERM]) == [*kills, "SIGUSR2 to all processes", "SIGTERM to all processes"]
     assert names([SIGTERM, SIGTERM]) == [*kills, "SIGTERM to all processes"]
     assert names([], is_spot=True) == [*kills, "spot notice, 30 s"]
-
-
-def test_what_cannot_be_rehearsed_is_refused_before_anything_starts(capsys):
-    assert main(["rehearse", "gpt_tiny", "batch.size=1"]) == 2
-    assert "batch.size=1 cannot be spread over 2 ranks; use at most 1 rank, or batch.size=2" in capsys.readouterr().err
