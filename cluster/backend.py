@@ -17,10 +17,14 @@ class Backend(Protocol):
     """A place where jobs run.
 
     needs_launcher: the job lives no longer than the process that submitted it, which also starts it again.
+    stop_signals: by these it asks the processes of a job to stop, before it ends them by force.
     """
 
     name: str
     needs_launcher: bool
+
+    @property
+    def stop_signals(self) -> tuple[signal.Signals, ...]: ...
 
     def is_reachable(self) -> bool:
         """Whether jobs can be submitted from this machine."""

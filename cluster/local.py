@@ -25,6 +25,7 @@ class LocalBackend:
 
     name = "local"
     needs_launcher = True
+    stop_signals = (signal.SIGTERM,)
 
     def __init__(self, settings: Mapping[str, object]) -> None:
         if settings:

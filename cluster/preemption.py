@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -45,8 +45,9 @@ class Notice:
     path: Path
 
     @classmethod
-    def from_environment(cls) -> Notice:
-        return cls(Path(os.environ[_PATH_VARIABLE]))
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Notice:
+        """The notice of this process, or of the one whose environment is given."""
+        return cls(Path(environment[_PATH_VARIABLE]))
 
     def environment(self) -> dict[str, str]:
         return {_PATH_VARIABLE: str(self.path)}

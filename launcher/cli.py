@@ -16,6 +16,7 @@ EPILOG = """\
 commands:
   launch RECIPE [KEY=VALUE ...]        train; --name of an earlier run resumes it
   launch resume RUN [KEY=VALUE ...]    carry on at the newest intact checkpoint
+  launch rehearse RECIPE               interrupt it here first, resume it, prove that nothing was lost
   launch RECIPE --sweep KEY=A,B        a group of runs; also with --seeds N
   launch status RUN|GROUP              state, step and attempts
   launch logs RUN [-f]                 what a rank prints
@@ -31,6 +32,7 @@ exit codes: 0 done, 1 failed, 2 usage, 3 refused by the target, or does not fit,
 COMMANDS = {
     "train": "launcher.commands.start:train",
     "resume": "launcher.commands.start:resume",
+    "rehearse": "launcher.commands.rehearse:rehearse",
     "show": "launcher.commands.show:show",
     "ls": "launcher.commands.show:ls",
     "status": "launcher.commands.status:status",
@@ -189,7 +191,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how long after a stop signal the run is ended by force; it is gone before that (default: never)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show exactly what would be executed, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show exactly what would be executed, and make nothing")
     parser.add_argument("--bundle", metavar="DIR", help="with --dry-run or --plan: write all that into this new folder")
     _add_preflight(parser)
     parser.add_argument("--takeover", action="store_true", help="take a run from an owner that looks alive")
@@ -262,6 +264,11 @@ def _train(parser: argparse.ArgumentParser) -> None:
         "folder (default: in the run folder)",
     )
     parser.add_argument(
+        "--no-steps",
+        action="store_true",
+        help="with --dry-run: do without the few real steps that it takes here, at the scale of a laptop",
+    )
+    parser.add_argument(
         "--sweep",
         action="append",
         default=[],
@@ -279,6 +286,20 @@ def _resume(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="KEY=VALUE", help="settings to change; most need --allow-change"
     )
     _add_place(parser)
+
+
+def _rehearse(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument(
+        "--on",
+        metavar="TARGET",
+        help="interrupt as this target does: local, slurm, spot, or NAME for profiles/NAME.yaml (default: that of a "
+        "launch)",
+    )
+    parser.add_argument("--nodes", "--nnodes", type=_positive, metavar="N", help="of that launch (default 1)")
+    parser.add_argument("--seed", default=1, type=_count, metavar="N", help="of the moments (default 1)")
+    parser.add_argument("--keep", action="store_true", help="keep the runs, also when nothing differs")
+    _add_json(parser)
 
 
 def _show(parser: argparse.ArgumentParser) -> None:
@@ -357,6 +378,7 @@ def _seconds(text: str) -> int:
 _ARGUMENTS = {
     "train": _train,
     "resume": _resume,
+    "rehearse": _rehearse,
     "show": _show,
     "ls": _ls,
     "status": _status,

@@ -25,6 +25,10 @@ class SlurmBackend:
     def __init__(self, settings: Mapping[str, object]) -> None:
         self._settings = SlurmSettings.from_mapping(settings)
 
+    @property
+    def stop_signals(self) -> tuple[signal.Signals, ...]:
+        return signal.Signals[f"SIG{self._settings.signal}"], signal.SIGTERM
+
     def is_reachable(self) -> bool:
         return queue.answers()
 

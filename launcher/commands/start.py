@@ -59,7 +59,18 @@ def train(arguments: argparse.Namespace) -> int:
         _work(run, resolved, plan, group, arguments.checkpoints)
         for run, (_, resolved), plan in zip(runs, members, plans, strict=True)
     ]
-    return train_all(works, target.backend, arguments)
+    code = train_all(works, target.backend, arguments)
+    if code == 0 and arguments.dry_run and not arguments.no_steps and not works[0].exists:
+        _take_steps(arguments.recipe, target.words)
+    return code
+
+
+def _take_steps(recipe: str, words: Sequence[str]) -> None:
+    from launcher.preflight.steps import STEPS, real_steps
+
+    say(f"dry run: {STEPS} real steps of the recipe, on this machine and at the scale of a laptop")
+    for line in real_steps(recipe, words):
+        say(line)
 
 
 def _members(
@@ -150,6 +161,8 @@ def _plan(resolved: loading.Resolved, topology: Topology, backend: Backend, argu
 
 
 def _refuse_flags_of_plans(arguments: argparse.Namespace) -> None:
+    if arguments.no_steps and not arguments.dry_run:
+        raise UsageError("--no-steps says something of a dry run; give --dry-run with it, or do without")
     for name in ("trace", "json", "mfu", "store_speed", "prices"):
         if getattr(arguments, name):
             flag = f"--{name.replace('_', '-')}"

@@ -161,6 +161,8 @@ def micro_batches(
         batch_sampler=indices(),
         collate_fn=collate,
         num_workers=workers,
+        # Of its own: the loader draws a number when it starts, and a resumed run starts one in another step.
+        generator=torch.Generator().manual_seed(seed + rank),
         worker_init_fn=functools.partial(_start_worker, rank=os.getpid()) if workers else None,
         multiprocessing_context="fork" if workers else None,  # a rank is a fork itself; data need not be picklable
     )

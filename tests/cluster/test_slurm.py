@@ -21,7 +21,7 @@ def test_two_nodes_train_to_the_end_like_one(slurm, course, monkeypatch, tmp_pat
     monkeypatch.setitem(slurm.environment, "HF_TOKEN", secret)
     run = slurm_run(slurm, course, "plain")
     bundle = tmp_path / "bundle"
-    shown = run.submit("--dry-run", "--bundle", str(bundle)).stdout
+    shown = run.submit("--dry-run", "--no-steps", "--bundle", str(bundle)).stdout
     assert not run.run.exists()
     result = run.submit()
     assert result.stdout == f"{run.run}\n"
@@ -74,7 +74,7 @@ def test_a_sweep_is_one_array_of_runs_which_slurm_starts_again_one_by_one(slurm,
     bad = slurm.launch(*words, "--name", "sweep", "--sweep", "optimizer.lr=1e-3,-1")
     assert (bad.returncode, bad.stderr.count("\n"), "optimizer.lr=-1" in bad.stderr) == (2, 1, True), bad.stderr
     sweep = [*words, "--name", "sweep", "--sweep", "optimizer.lr=1e-3,2e-3"]
-    shown = slurm.launch(*sweep, "--dry-run").stdout
+    shown = slurm.launch(*sweep, "--dry-run", "--no-steps").stdout
     assert list(slurm.runs.glob("*sweep*")) == []
     result = slurm.launch(*sweep)
     assert result.returncode == 0, result.stderr

@@ -8,7 +8,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from support.runs_for_tests import REPOSITORY, Processes, launch, start, wait_for_step
+from support.runs_for_tests import REPOSITORY, launch, start, wait_for_step
+
+from launcher.rehearsal.processes import Processes
 
 VARIABLES = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MY_PASSWORD")
 FILES = (".env", "id_rsa", "x.pem")

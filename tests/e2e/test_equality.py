@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from support.runs_for_tests import (
-    Processes,
     digests,
     json_lines,
     launch,
@@ -21,6 +20,8 @@ from support.runs_for_tests import (
     wait_for,
     wait_for_step,
 )
+
+from launcher.rehearsal.processes import Processes
 
 STEPS = 60
 LONG = 160  # steps of a run that is not over before it was killed often enough, on a busy machine either

@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 from support.campaign import newest_commit_step
 from support.runs_for_tests import (
-    Processes,
     digests,
     json_lines,
     launch,
@@ -21,6 +20,7 @@ from support.runs_for_tests import (
 )
 
 from cluster.preemption import Mark, Notice
+from launcher.rehearsal.processes import Processes
 
 GRACE_SECONDS = 10
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from support.runs_for_tests import (
     REPOSITORY,
-    Processes,
     digests,
     json_lines,
     launch,
@@ -19,6 +18,8 @@ from support.runs_for_tests import (
     steps_of,
     wait_for_step,
 )
+
+from launcher.rehearsal.processes import Processes
 
 RECIPES = REPOSITORY / "tests/support/recipes/hangs.py"
 HOST = os.uname().nodename

@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 from support.runs_for_tests import (
-    Processes,
     fill,
     json_lines,
     launch,
@@ -25,6 +24,8 @@ from support.runs_for_tests import (
     wait_for,
     wait_for_step,
 )
+
+from launcher.rehearsal.processes import Processes
 
 WORDS = small_words(1, steps=100_000, checkpoint__every=20)
 

@@ -135,7 +135,7 @@ def test_a_stop_ends_the_runs_that_would_follow_unless_the_recipe_asks_for_it(ru
 def test_here_the_runs_of_a_group_are_trained_one_after_the_other(tmp_path):
     small = small_words(1, steps=4, schedule__warmup_steps=0)
     words = [*small, "--name", "g", "--sweep", "model.arguments.heads=x,2"]
-    shown = launch(*words, "--seeds", "2", "--dry-run", runs_dir=tmp_path)
+    shown = launch(*words, "--seeds", "2", "--dry-run", "--no-steps", runs_dir=tmp_path)
     assert (shown.returncode, shown.stdout.count("-m launcher.train"), list(tmp_path.iterdir())) == (0, 4, [])
     result = launch(*words, runs_dir=tmp_path, timeout=300)
     states = [(run.name, status(run.folder)["state"]) for run in members_of("g", tmp_path)]
@@ -145,6 +145,6 @@ def test_here_the_runs_of_a_group_are_trained_one_after_the_other(tmp_path):
     assert "1 of 2 runs have ended well" in result.stderr
     group = json.loads(launch("status", "g", "--json", runs_dir=tmp_path).stdout)
     assert [run["changes"] for run in group["runs"]] == [{"model.arguments.heads": heads} for heads in ("x", 2)]
-    resumed = launch(*words, "--dry-run", runs_dir=tmp_path)
+    resumed = launch(*words, "--dry-run", "--no-steps", runs_dir=tmp_path)
     assert "g-1 has ended well at step 4; there is nothing to resume" in resumed.stderr
     assert resumed.stdout.count("-m launcher.train") == 1

@@ -4,6 +4,7 @@ import json
 from itertools import islice
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +48,12 @@ def test_the_shares_of_the_ranks_tile_the_batch(size, ranks):
     assert [first for first, _ in shares] == [0, *(last for _, last in shares[:-1])]
     assert shares[-1][1] == plan.batch_size
     assert all(last > first for first, last in shares)
+
+
+def test_loading_the_first_step_after_a_start_draws_none_of_its_random_numbers():
+    before = torch.get_rng_state()
+    next(micro_batches(EXAMPLES, plan_of(4, 1), seed=3, samples=8, rank=0, workers=0))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])

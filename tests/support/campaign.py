@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from support.phases import Moment, Schedule, observe
-from support.runs_for_tests import Processes, digests, json_lines, launch, small_words, start
+from support.runs_for_tests import digests, json_lines, launch, small_words, start
 
 from checkpoints.errors import CheckpointError
 from checkpoints.log import CommitLog
 from checkpoints.reader import verify
 from checkpoints.store import open_store
+from launcher.rehearsal.processes import Processes
 
 POLL_SECONDS = 0.003
 HANG_SECONDS = 180.0
@@ -100,18 +101,8 @@ class Disturbed:
 
     def kill_everything(self, order: random.Random) -> None:
         """SIGKILL to the launcher and all that it has started, in any order; returns when all are gone."""
-        import psutil
-
-        processes = [psutil.Process(self.launcher.pid)]
-        processes += processes[0].children(recursive=True)
-        order.shuffle(processes)
-        for process in processes:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
+        Processes(self.launcher.pid).kill_everything(order)
         self.launcher.communicate()
-        psutil.wait_procs(processes, timeout=60)
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
         deadline = time.monotonic() + HANG_SECONDS

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launcher.rehearsal.processes import Processes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = (sys.executable, "-m", "launcher")
@@ -128,52 +129,6 @@ def status(run: Path) -> dict[str, Any]:
     assert result.returncode == 0, result.stderr
     answer: dict[str, Any] = json.loads(result.stdout)
     return answer
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes of one launcher, by what they are."""
-
-    launcher: int
-
-    def find(self) -> dict[str, list[int]]:
-        import psutil
-
-        kinds = ("node", "agent", "forkserver", "rank", "data worker", "writer")
-        found: dict[str, list[int]] = {kind: [] for kind in kinds}
-        for process in psutil.Process(self.launcher).children(recursive=True):
-            try:
-                kind = _kind(process)
-            except psutil.NoSuchProcess:
-                continue
-            if kind:
-                found[kind].append(process.pid)
-        return found
-
-
-def _kind(process: Any) -> str | None:
-    line = _line(process)
-    if _is_node(line):
-        return "node"
-    if "checkpoints.writer" in line:
-        return "writer"
-    if not _is_training(line):
-        return None
-    above = [parent for parent in process.parents()[:3] if _is_training(_line(parent))]  # forks keep a command line
-    return ("agent", "forkserver", "rank", "data worker")[len(above)]
-
-
-def _is_node(line: str) -> bool:
-    return "cluster.node" in line
-
-
-def _is_training(line: str) -> bool:
-    is_started = "-m launcher.train" in line or "multiprocessing.forkserver" in line
-    return is_started and not _is_node(line)  # whose arguments say what it starts
-
-
-def _line(process: Any) -> str:
-    return " ".join(process.cmdline())
 
 
 def check_that_a_killed_rank_changes_nothing(words: list[str], runs_dir: Path) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,79 @@
+"""A few real steps on this machine: forward, backward, save, and a restore of what was saved."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from checkpoints.log import CommitLog
+from checkpoints.reader import verify
+from checkpoints.store import open_store
+from launcher import loading
+from launcher.rehearsal.trial import Trial
+from launcher.rehearsal.verdict import records_of
+from launcher.runs import Run
+
+STEPS = 3
+
+
+def real_steps(source: str, words: Sequence[str]) -> Iterator[str]:
+    """Train the recipe at its laptop scale on one device, as a run of its own; what came of it, in lines for people.
+
+    Raises RunFailed where training or the resume fails, and CorruptCheckpoint.
+    """
+    settings = {"steps": STEPS + 1, "evaluation.samples": 0}
+    words = [*_without(words, {*settings, "stop_after", *_laptop_keys(source)}), *_words(settings)]
+    with tempfile.TemporaryDirectory(prefix="launch-steps-") as folder:
+        run = Run(Path(folder) / "steps")
+        with Trial(run, [source, *words, f"stop_after={STEPS}"], on_cpu=False) as trial:
+            trial.start(ranks=1)
+            trial.finish()
+        yield _trained(run)
+        yield _saved(run)
+        with Trial(run, [source, *words, f"stop_after={STEPS + 1}"], on_cpu=False) as trial:
+            trial.start(ranks=1)
+            trial.finish()
+            loss = records_of(run)[STEPS + 1]["loss"]
+            yield f"restored   after step {trial.resumed_after}, every byte checked; loss {loss:.3f} in the next step"
+
+
+def _laptop_keys(source: str) -> set[str]:
+    """What the recipe makes smaller for a laptop; the words of a launch on a cluster are not to undo that."""
+    origins = loading.load(source, (), laptop=True).origins
+    return {key for key, origin in origins.items() if origin == "laptop"}
+
+
+def _without(words: Sequence[str], keys: set[str]) -> list[str]:
+    return [word for word in words if word.partition("=")[0] not in keys]
+
+
+def _words(settings: dict[str, int]) -> list[str]:
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def _trained(run: Run) -> str:
+    records = records_of(run)
+    model = _last_event(run, "model")
+    seconds = [record["seconds_data"] + record["seconds_compute"] for step, record in records.items() if step > 1]
+    memory = max(record["memory_bytes"] for record in records.values())
+    return (
+        f"trained    {STEPS} steps on {model['device']} in {model['precision']}: loss {records[1]['loss']:.3f}, then "
+        f"{records[STEPS]['loss']:.3f}; {statistics.median(seconds):.2f} s a step, {memory / 2**30:.1f} GiB at most"
+    )
+
+
+def _last_event(run: Run, kind: str) -> dict[str, Any]:
+    return [event for event in run.attempts()[-1].read_events() if event["event"] == kind][-1]
+
+
+def _saved(run: Run) -> str:
+    """Raises CorruptCheckpoint."""
+    saved = _last_event(run, "committed")
+    log = CommitLog(open_store(run.checkpoints))
+    entry = log.read()
+    assert entry is not None
+    verify(log.store, entry.live[-1])
+    return f"saved      {saved['bytes'] / 1e6:.1f} MB in {saved['seconds']:.1f} s, and read back: intact"
