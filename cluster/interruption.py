@@ -1,6 +1,7 @@
 """A cloud that is about to take this machine away says so on its metadata service; here that becomes the notice.
 
-Which cloud it is, the machine's firmware tells: elsewhere nothing is asked, and no packet is sent.
+Which cloud it is, the machine's firmware tells, or a variable of the AWS SDK that names a service like EC2's: elsewhere
+nothing is asked, and no packet is sent.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ class Cloud(Protocol):
 def this_cloud() -> Cloud | None:
     """The cloud that this machine belongs to; None elsewhere, and where `AWS_EC2_METADATA_DISABLED` says so."""
     firmware = " ".join(_read(_FIRMWARE / name) for name in ("sys_vendor", "product_name", "bios_vendor"))
-    if "Amazon" in firmware and os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
-        return Ec2(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or _LINK_LOCAL)
+    endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
+    if (endpoint or "Amazon" in firmware) and os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
+        return Ec2(endpoint or _LINK_LOCAL)
     if "Google" in firmware:
         return ComputeEngine("http://" + (os.environ.get("GCE_METADATA_HOST") or "metadata.google.internal"))
     if "Microsoft" in firmware:

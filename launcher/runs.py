@@ -46,7 +46,7 @@ _RUN_TYPES = {"run": str, "recipe": str, "steps": int, "group": dict}
 _ATTEMPT_TYPES = {
     "target": str, "handle": str, "ranks_per_node": int, "threads_per_rank": int, "nodes": int, "micro": int,
     "precision": str, "has_gpus": bool, "start": int, "commits": int, "submission": int, "settings": dict,
-    "asked_nodes": int,
+    "asked_nodes": int, "launcher": str,
 }  # fmt: skip
 _LEADER_TYPES = {"address": str, "port": int, "key": str}
 _OUTCOME_TYPES = {

@@ -72,7 +72,7 @@ def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Names
     starts = [[_start_of(work, len(ready), arguments) for work in batch] for batch in batches]
     submissions = [backend.render([start.job(len(start.run.attempts()) + 1) for start in batch]) for batch in starts]
     if arguments.dry_run:
-        return _show(ready, submissions)
+        return _show(ready, submissions, backend)
     for submission in submissions:
         backend.check(submission)
     for work in ready:
@@ -125,8 +125,8 @@ def _start_of(work: Work, count: int, arguments: argparse.Namespace) -> Start:
     return Start(run=work.run, name=name, recipe=work.resolved.recipe, topology=topology, settings=settings)
 
 
-def _show(works: Sequence[Work], submissions: Sequence[Submission]) -> int:
-    _say_all(works)
+def _show(works: Sequence[Work], submissions: Sequence[Submission], backend: Backend) -> int:
+    _say_all(works, backend)
     say("dry run: nothing is made, nothing is submitted; this would be")
     for submission in submissions:
         answer_lines(str(submission))
@@ -268,7 +268,7 @@ def _train_here(works: Sequence[Work], starts: Sequence[Start], backend: Backend
     for work, start in zip(works, starts, strict=True):
         if len(works) > 1:
             say(f"run {len(codes) + 1} of {len(works)}")
-        _say_all([work])
+        _say_all([work], backend)
         outcome = _train_one(start, backend)
         codes.append(outcome.exit_code)
         if outcome.exit_code == PREEMPTED_CODE and outcome.cause != STOP_AFTER:
@@ -292,7 +292,7 @@ def _train_one(start: Start, backend: Backend) -> Outcome:
 
 def _submit(works: Sequence[Work], starts: Sequence[Start], backend: Backend) -> int:
     """Leave the runs to a scheduler, which starts them as often as it has to."""
-    _say_all(works)
+    _say_all(works, backend)
     attempts = start_attempts(starts, backend)
     handles, group = [attempt.record()["handle"] for attempt in attempts], works[0].group
     if len(works) > 1 and group is not None:
@@ -313,10 +313,12 @@ def _word_for(group: Group, works: Sequence[Work]) -> str:
     return word_for(works[0].run.folder.with_name(group.name))
 
 
-def _say_all(works: Sequence[Work]) -> None:
+def _say_all(works: Sequence[Work], backend: Backend) -> None:
     """What the runs have in common, and where each is."""
     for title, text in _describe(works[0].resolved, works[0].plan):
         say(f"{title:10} {text}")
+    if backend.note:
+        say(f"{'machines':10} {backend.note}")
     for work in works:
         changes = describe_changes(work.group.record_of(work.resolved.recipe)["changes"]) if work.group else ""
         say(f"{'run':10} {work.run.folder}{f'  {changes}' if changes else ''}")

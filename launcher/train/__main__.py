@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.allocation import Allocation, slurm_allocation, this_machine
+from cluster.allocation import Allocation, given_allocation, slurm_allocation
 from cluster.errors import ClusterError
 from cluster.memory import out_of_memory_kills
 from cluster.preemption import Mark, Notice, handle_signals, stop_signals_held
@@ -53,7 +53,7 @@ def main(run_folder: str, attempt_number: str | None = None) -> int:
         if attempt_number is not None:
             attempt = run.attempt(int(attempt_number))
             _leave_in_time(attempt, notice)
-            return _outcome(run, attempt, this_machine(), notice).exit_code
+            return _outcome(run, attempt, given_allocation(), notice).exit_code
         allocation = slurm_allocation()
         attempt = attempt_of(run, allocation)
         _print_to(attempt.logs / f"node-{allocation.node}.log")
@@ -85,7 +85,7 @@ def _outcome(run: Run, attempt: Attempt, allocation: Allocation, notice: Notice)
     _import_elastic()
     nodes = Nodes(attempt, allocation, address)
     try:
-        nodes.meet()
+        nodes.meet(notice)
         outcome = _run_until_it_ends(run, attempt, notice, nodes)
     except NodeLost as error:
         outcome = Outcome(state="LOST", cause=str(error), exit_code=PREEMPTED_CODE)

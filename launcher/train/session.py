@@ -201,6 +201,8 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         engine.state_restored()
     if rank == 0:
         session.metrics = Metrics(run, session.progress.step)
+        if session.metrics.lost:
+            session.report("lost", steps=session.metrics.lost)
     saver.prepare(state)
     return session
 
