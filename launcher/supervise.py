@@ -80,6 +80,9 @@ def supervise(start: Start, backend: Backend, display: Display) -> Outcome:
             _follow(run, attempt, backend, requests, display)
             outcome = attempt.outcome() or _outcome_not_written(run, attempt, requests)
             situation = backend.situation(str(attempt.record()["handle"]))
+            if outcome is not None and outcome.is_refused:
+                shutil.rmtree(attempt.folder)  # the run is the other one's: what it shows is not how this one ended
+                return replace(outcome, log="")
             if outcome is not None and (requests or not _goes_on_after(outcome, situation)):
                 return outcome
             if situation.was_taken:

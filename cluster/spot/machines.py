@@ -89,18 +89,19 @@ class Taking:
 
 
 class Ending:
-    """Ends the machines that are left when one has failed or is gone."""
+    """Ends the machines that are left when one is gone: it asks them to stop if one was taken away. After a crash their
+    own processes find out, and tell."""
 
     def __init__(self, machines: Sequence[Machine]) -> None:
         self._machines = machines
         self._since: float | None = None
 
-    def go_on(self) -> None:
+    def go_on(self, *, is_taken: bool) -> None:
         codes = [machine.exit_code() for machine in self._machines]
         left = [machine for machine, code in zip(self._machines, codes, strict=True) if code is None]
         if self._since is None and any(codes):
             self._since = time.monotonic()
-            for machine in left:
+            for machine in left if is_taken else ():
                 machine.signal(signal.SIGTERM)
         if self._since is not None and time.monotonic() - self._since > END_SECONDS:
             for machine in left:
@@ -116,11 +117,11 @@ def run(machines: Sequence[Machine], taking: Taking, requests: list[int]) -> int
             for machine in machines:
                 machine.signal(number)
         taking.go_on()
-        ending.go_on()
+        ending.go_on(is_taken=taking.has_begun)
         time.sleep(_LOOK_SECONDS)
     if taking.has_begun:
         return TAKEN_CODE
-    return max(abs(machine.exit_code() or 0) for machine in machines)
+    return int(any(machine.exit_code() for machine in machines))
 
 
 def main(words: Sequence[str]) -> int:

@@ -85,8 +85,10 @@ def _outcome(run: Run, attempt: Attempt, allocation: Allocation, notice: Notice)
     _import_elastic()
     nodes = Nodes(attempt, allocation, address)
     try:
-        nodes.meet(notice)
-        outcome = _run_until_it_ends(run, attempt, notice, nodes)
+        if nodes.meet(notice):
+            outcome = _run_until_it_ends(run, attempt, notice, nodes)
+        else:
+            outcome = Outcome(state="PREEMPTED", cause=notice.reason(), exit_code=PREEMPTED_CODE)
     except NodeLost as error:
         outcome = Outcome(state="LOST", cause=str(error), exit_code=PREEMPTED_CODE)
     if nodes.leads and attempt.outcome() is None:
@@ -178,7 +180,10 @@ def _failed(failure: Failure, fruitless: int) -> Outcome:
         cause = f"{fruitless} times in a row without a new commit: {failure}"
         exit_code = NoProgress.exit_code
     details = "" if failure.is_explained else failure.details
-    return Outcome(state="FAILED", cause=cause, exit_code=exit_code, details=details, log=failure.log)
+    return Outcome(
+        state="FAILED", cause=cause, exit_code=exit_code, details=details, log=failure.log,
+        is_refused=failure.kind == "owned",
+    )  # fmt: skip
 
 
 def _run_ranks(

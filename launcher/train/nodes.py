@@ -35,7 +35,6 @@ LEAVE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _ACCEPT_SECONDS = 0.02
 _LEADER = 0
-_WAITED = f"within {JOIN_SECONDS:.0f} s, or before this node was asked to stop"
 
 
 def own_address(allocation: Allocation) -> str:
@@ -88,21 +87,27 @@ class Nodes:
     def leads(self) -> bool:
         return self.node == _LEADER
 
-    def meet(self, notice: Notice) -> None:
-        """Return when all are here. Raises NodeLost, also when this node is asked to stop before."""
+    def meet(self, notice: Notice) -> bool:
+        """Return when all are here, or with False when this node is asked to stop before. Raises NodeLost."""
         deadline = time.monotonic() + JOIN_SECONDS
         if self.count == 1:
-            return
+            return True
 
         def may_wait() -> bool:
             return time.monotonic() < deadline and not notice.is_given()
 
-        if self.leads:
-            self._await_followers(may_wait)
-        else:
-            self._peers[_LEADER] = _Peer(self._find_leader(may_wait))
-            self._peers[_LEADER].send("join", self.node)
+        try:
+            if self.leads:
+                self._await_followers(may_wait)
+            else:
+                self._peers[_LEADER] = _Peer(self._find_leader(may_wait))
+                self._peers[_LEADER].send("join", self.node)
+        except NodeLost:
+            if notice.is_given():
+                return False
+            raise
         threading.Thread(target=self._listen, name="nodes", daemon=True).start()
+        return True
 
     def begin(self) -> None:
         """Before ranks are started: what was decided about those before them is over."""
@@ -183,7 +188,7 @@ class Nodes:
                     # One that says nothing, whoever it is, holds up nobody else.
                     threading.Thread(target=self._admit, args=(stranger, key), name="joining", daemon=True).start()
         if missing := [self._allocation.hosts[node] for node in range(1, self.count) if node not in self._peers]:
-            raise NodeLost(f"{', '.join(missing)} did not join {_WAITED}")
+            raise NodeLost(f"{', '.join(missing)} did not join within {JOIN_SECONDS:.0f} s")
 
     def _admit(self, stranger: socket.socket, key: bytes) -> None:
         """Take in a follower, which proves that it has the key. One that stops within a message, now or later, is as
@@ -205,7 +210,7 @@ class Nodes:
                 with suppress(ConnectionError, TimeoutError, EOFError):  # it may end while we knock
                     return Client((leader["address"], leader["port"]), authkey=bytes.fromhex(leader["key"]))
             time.sleep(_POLL_SECONDS)
-        raise NodeLost(f"{self._allocation.hosts[_LEADER]} was not found {_WAITED}")
+        raise NodeLost(f"{self._allocation.hosts[_LEADER]} was not found within {JOIN_SECONDS:.0f} s")
 
     def _listen(self) -> None:
         """Beat and hear until somebody is lost. Then the main thread has a while to see it and to leave in order."""
