@@ -41,6 +41,9 @@ class Cloud(Protocol):
         Raises OSError and ValueError when there is no answer, or none that can be understood.
         """
 
+    def advice(self) -> str:
+        """Why to save soon, although the machine may stay; empty where there is no reason. Raises the same."""
+
 
 def this_cloud() -> Cloud | None:
     """The cloud that this machine belongs to; None elsewhere, and where `AWS_EC2_METADATA_DISABLED` says so."""
@@ -56,7 +59,10 @@ def this_cloud() -> Cloud | None:
 
 
 def watch_cloud(cloud: Cloud, notice: Notice, pause_seconds: float = _PAUSE_SECONDS) -> None:
-    """Give the notice when the cloud says that this machine goes. A service that does not answer is asked again."""
+    """Give the notice when the cloud says that this machine goes, and the advice to save when it says that it may.
+
+    A service that does not answer is asked again.
+    """
 
     def watch() -> None:
         while not notice.is_given():
@@ -66,6 +72,8 @@ def watch_cloud(cloud: Cloud, notice: Notice, pause_seconds: float = _PAUSE_SECO
                     notice.set_end(Mark(end.at, f"in {max(0.0, end.seconds_left()):.0f} s"))
                     notice.give(end.why)
                     return
+                if advice := cloud.advice():
+                    notice.advise(advice)
             except (OSError, ValueError):
                 pass
             time.sleep(max(0.0, started + pause_seconds - time.monotonic()))
@@ -81,19 +89,27 @@ class Ec2:
         self._token = ""
 
     def interruption(self) -> Mark | None:
-        status, body = self._ask()
-        if status == HTTPStatus.UNAUTHORIZED:  # no token yet, or one that is too old
-            self._token = self._new_token()
-            status, body = self._ask()
-        if status != HTTPStatus.OK:
+        if not (body := self._said("spot/instance-action")):
             return None
         said = json.loads(body)
         seconds = datetime.fromisoformat(said["time"]).timestamp() - time.time()
         return Mark(time.monotonic() + seconds, f"AWS will {said['action']} this spot instance")
 
-    def _ask(self) -> tuple[int, str]:
-        path = "/latest/meta-data/spot/instance-action"
-        status, _, body = _request(self._url + path, {"X-aws-ec2-metadata-token": self._token})
+    def advice(self) -> str:
+        """It has a higher risk of an interruption than others (EC2, "Rebalance recommendations")."""
+        return "AWS recommends to leave this spot instance" if self._said("events/recommendations/rebalance") else ""
+
+    def _said(self, what: str) -> str:
+        """Empty when there is nothing to say."""
+        status, body = self._ask(what)
+        if status == HTTPStatus.UNAUTHORIZED:  # no token yet, or one that is too old
+            self._token = self._new_token()
+            status, body = self._ask(what)
+        return body if status == HTTPStatus.OK else ""
+
+    def _ask(self, what: str) -> tuple[int, str]:
+        url = f"{self._url}/latest/meta-data/{what}"
+        status, _, body = _request(url, {"X-aws-ec2-metadata-token": self._token})
         return status, body
 
     def _new_token(self) -> str:
@@ -121,6 +137,9 @@ class ComputeEngine:
             return None
         return Mark(time.monotonic() + _GOOGLE_SECONDS, "Google Cloud preempts this machine")
 
+    def advice(self) -> str:
+        return ""
+
 
 class Azure:
     """Azure spot machines, by scheduled events."""
@@ -138,6 +157,9 @@ class Azure:
                 seconds = parsedate_to_datetime(event["NotBefore"]).timestamp() - time.time()
                 return Mark(time.monotonic() + seconds, f"Azure will take this machine away: {event['EventType']}")
         return None
+
+    def advice(self) -> str:
+        return ""
 
 
 def _request(

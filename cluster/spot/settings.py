@@ -11,6 +11,7 @@ from cluster.spot.interruptions import Interruption, drawn, read_trace
 
 _MOST = 1_000_000
 _USUAL_MEAN_SECONDS = 60
+_EXAMPLE = '{"after_seconds": 20, "nodes": [0], "notice_seconds": 120, "gone_seconds": 10}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +53,11 @@ class SpotSettings:
         try:
             return read_trace(Path(self.trace))
         except OSError as error:
-            raise ClusterError(f"--spot-trace {self.trace} cannot be read: {error.strerror}") from error
+            raise ClusterError(
+                f"--spot-trace {self.trace} cannot be read ({error.strerror}); give the file of a trace"
+            ) from error
         except ValueError as error:
-            raise ClusterError(f"--spot-trace {self.trace}: {error}") from error
+            raise ClusterError(f"--spot-trace {self.trace}: {error}; give lines such as {_EXAMPLE}") from error
 
     def interruption(self, number: int, nodes: int) -> Interruption | None:
         """The one after `number` others; None when there are no more."""

@@ -32,9 +32,11 @@ def train(session: Session) -> Outcome:
     batches = session.batches()
     session.pulse.begin_steps()
     while progress.step < last:
-        should_stop = _train_step(session, batches)
-        at_end = should_stop or progress.step == last
-        if at_end or progress.step % recipe.checkpoint.every == 0:
+        result = _train_step(session, batches)
+        at_end = result.should_stop or progress.step == last
+        if result.should_save and not at_end:
+            session.save_early()
+        elif at_end or progress.step % recipe.checkpoint.every == 0:
             session.save(is_last=at_end)
         session.report_slow_save()
         _report_saves(session, session.saver.poll())
@@ -67,8 +69,8 @@ class _Stopwatch:
         return seconds
 
 
-def _train_step(session: Session, batches: Iterator[list[Batch]]) -> bool:
-    """One optimizer step; True when the ranks agreed to stop after it."""
+def _train_step(session: Session, batches: Iterator[list[Batch]]) -> StepResult:
+    """One optimizer step, and what the ranks agreed to do after it."""
     recipe, progress, engine = session.recipe, session.progress, session.engine
     step = progress.step + 1
     watch = _Stopwatch(time.perf_counter())
@@ -77,14 +79,14 @@ def _train_step(session: Session, batches: Iterator[list[Batch]]) -> bool:
     data_seconds = watch.lap()
     lr = learning_rate(step, recipe.steps, recipe.optimizer.lr, recipe.schedule)
     on_device = [to_device(batch, engine.device) for batch in micro_batches]
-    result = engine.train_step(on_device, lr=lr, wants_stop=session.wants_stop())
+    result = engine.train_step(on_device, lr=lr, wants_stop=session.wants_stop(), wants_save=session.wants_save())
     progress.advance(micro_batches, session.plan.batch_size)
     session.pulse.step_done(step, None if result.own_seconds is None else data_seconds + result.own_seconds)
     compute_seconds = watch.lap()
     session.longest_step_seconds = max(session.longest_step_seconds, data_seconds + compute_seconds)
     if session.metrics is not None:
         session.metrics.add(_record(session, result, lr, data_seconds, compute_seconds))
-    return result.should_stop
+    return result
 
 
 def _record(

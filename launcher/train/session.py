@@ -84,6 +84,7 @@ class Session:
     longest_save_seconds: float = 0.0
     longest_step_seconds: float = 0.0
     was_late: bool = False  # the last save was left out for lack of time
+    has_saved_early: bool = False  # as it was advised on this rank's node
     slow_step: int = 0  # the last save that was reported for taking long
     blocked_seconds: float = 0.0  # training was held up by checkpoints since the last recorded step
     metrics: Metrics | None = None  # on rank 0 alone
@@ -106,6 +107,15 @@ class Session:
         if self.grace.left_to_limit() < needed:
             self.notice.give(f"the last save may take {SAVE_MARGIN * self.longest_save_seconds:.1f} s")
         return self.notice.is_given()
+
+    def wants_save(self) -> bool:
+        """Whether this node was advised to save, and has not yet; each node is advised once."""
+        return self.notice.is_advised() and not self.has_saved_early
+
+    def save_early(self) -> None:
+        """What a rank has advised, whichever it was."""
+        self.has_saved_early = self.notice.is_advised()
+        self.save(is_last=False)
 
     def save(self, *, is_last: bool) -> None:
         """Start a checkpoint of the current step; training is held up for the copy alone.

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 from support.campaign import Course
+from support.metadata_server import metadata_server
 from support.phases import Schedule
-from support.runs_for_tests import Processes, launch, read_until, start, status, wait_for_step
+from support.runs_for_tests import Processes, launch, read_until, small_words, start, status, wait_for_step
 from support.spot import BOTH, SpotRun
 
 LINE = {"after_seconds": 0, "nodes": [1], "notice_seconds": 0, "gone_seconds": 0}
@@ -78,3 +79,13 @@ def test_of_two_launchers_that_resume_at_once_one_goes_on_and_the_other_says_who
     (refusal,) = [line for line, code in said.items() if code == 2]
     assert "this run is being trained by job waiting/" in refusal
     assert status(run)["state"] == "SUCCEEDED"
+
+
+def test_a_recommendation_to_leave_the_machine_is_a_checkpoint_more(course, monkeypatch):
+    with metadata_server() as server:
+        server.is_at_risk = True
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
+        words = [*small_words(2, steps=12, checkpoint__every=10, checkpoint__keep=9), "--name", "advised"]
+        result = launch(*words, runs_dir=course.folder)
+    assert result.returncode == 0, result.stderr
+    assert [commit["step"] for commit in status(course.folder / "advised")["commits"]] == [1, 10, 12]

@@ -26,7 +26,7 @@ Batch = dict[str, Any]  # tensors by name, and `ids`, the list of sample ids
 class StepResult:
     """One optimizer step over all ranks: mean `loss` per target, number of targets, gradient norm before clipping.
 
-    should_stop: some rank was asked to stop; the same on every rank.
+    should_stop, should_save: some rank was asked to; the same on every rank.
     own_seconds: this rank's own work, up to the last sum it waits for others in; None where a strategy cannot tell.
     """
 
@@ -35,6 +35,7 @@ class StepResult:
     tokens: int  # that were read, padding excluded
     grad_norm: float
     should_stop: bool
+    should_save: bool
     own_seconds: float | None = None
 
 
@@ -56,7 +57,9 @@ class Engine:
         self._loss_function = loss_function(recipe.loss)
         self._compute_dtype = COMPUTE_DTYPES[precision]
 
-    def train_step(self, micro_batches: Sequence[Batch], *, lr: float, wants_stop: bool) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[Batch], *, lr: float, wants_stop: bool, wants_save: bool = False
+    ) -> StepResult:
         """Forward, backward, optimizer step. Before the latter it raises NonFiniteLoss or PeerFailed, on all ranks."""
         own_time = self._strategy.own_time
         if own_time is not None:
@@ -65,7 +68,7 @@ class Engine:
             sums = self._accumulate_gradients(micro_batches)
             if own_time is not None and dist.get_world_size() == 1:
                 own_time.mark()  # there is nobody to wait for
-            loss_sum, targets, tokens, stops = self._add_up(sums, micro_batches, wants_stop)
+            loss_sum, targets, tokens, stops, saves = self._add_up(sums, micro_batches, wants_stop, wants_save)
             scale = 1 / (targets * self._loss_factor)
             grad_norm = self._strategy.gradient_norm() * scale
             if math.isfinite(grad_norm):
@@ -83,6 +86,7 @@ class Engine:
             tokens=int(tokens),
             grad_norm=grad_norm,
             should_stop=stops > 0,
+            should_save=saves > 0,
             own_seconds=None if own_time is None else own_time.seconds(),
         )
 
@@ -126,22 +130,23 @@ class Engine:
         return sums
 
     def _add_up(
-        self, sums: torch.Tensor, micro_batches: Sequence[Batch], wants_stop: bool
-    ) -> tuple[float, float, float, float]:
-        """(loss sum, targets, tokens, ranks that want to stop) of all ranks.
+        self, sums: torch.Tensor, micro_batches: Sequence[Batch], wants_stop: bool, wants_save: bool
+    ) -> tuple[float, float, float, float, float]:
+        """(loss sum, targets, tokens, ranks that want to stop, and to save) of all ranks.
 
         One collective carries them, and the veto of a rank whose loss is not finite.
         """
         is_finite = bool(torch.isfinite(sums[0]))
-        votes = torch.cat([sums, sums.new_tensor([count_tokens(micro_batches), wants_stop, not is_finite])])
+        wishes = [count_tokens(micro_batches), wants_stop, wants_save, not is_finite]
+        votes = torch.cat([sums, sums.new_tensor(wishes)])
         if dist.get_world_size() > 1:
             dist.all_reduce(votes)
-        loss_sum, targets, tokens, stops, vetoes = votes.tolist()
+        loss_sum, targets, tokens, stops, saves, vetoes = votes.tolist()
         if vetoes and is_finite:
             raise PeerFailed("the loss is not finite on another rank")
         if vetoes:
             raise NonFiniteLoss(f"the loss is {float(sums[0])}; {_samples(micro_batches)}")
-        return loss_sum, targets, tokens, stops
+        return loss_sum, targets, tokens, stops, saves
 
     def _handle_overflow(self, grad_norm: float, micro_batches: Sequence[Batch]) -> None:
         """Get ready to compute the step again with a smaller loss scale; without one that cannot help."""
