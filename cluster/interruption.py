@@ -41,8 +41,8 @@ class Cloud(Protocol):
         Raises OSError and ValueError when there is no answer, or none that can be understood.
         """
 
-    def advice(self) -> str:
-        """Why to save soon, although the machine may stay; empty where there is no reason. Raises the same."""
+    def is_at_risk(self) -> bool:
+        """Whether an interruption is more likely than usual, so that a save now is of use. Raises the same."""
 
 
 def this_cloud() -> Cloud | None:
@@ -59,7 +59,7 @@ def this_cloud() -> Cloud | None:
 
 
 def watch_cloud(cloud: Cloud, notice: Notice, pause_seconds: float = _PAUSE_SECONDS) -> None:
-    """Give the notice when the cloud says that this machine goes, and the advice to save when it says that it may.
+    """Give the notice when the cloud says that this machine goes, and ask to save when it says that it may.
 
     A service that does not answer is asked again.
     """
@@ -72,8 +72,8 @@ def watch_cloud(cloud: Cloud, notice: Notice, pause_seconds: float = _PAUSE_SECO
                     notice.set_end(Mark(end.at, f"in {max(0.0, end.seconds_left()):.0f} s"))
                     notice.give(end.why)
                     return
-                if advice := cloud.advice():
-                    notice.advise(advice)
+                if cloud.is_at_risk():
+                    notice.ask_to_save()
             except (OSError, ValueError):
                 pass
             time.sleep(max(0.0, started + pause_seconds - time.monotonic()))
@@ -95,9 +95,9 @@ class Ec2:
         seconds = datetime.fromisoformat(said["time"]).timestamp() - time.time()
         return Mark(time.monotonic() + seconds, f"AWS will {said['action']} this spot instance")
 
-    def advice(self) -> str:
-        """It has a higher risk of an interruption than others (EC2, "Rebalance recommendations")."""
-        return "AWS recommends to leave this spot instance" if self._said("events/recommendations/rebalance") else ""
+    def is_at_risk(self) -> bool:
+        """As "EC2 instance rebalance recommendations" in the EC2 user guide says."""
+        return bool(self._said("events/recommendations/rebalance"))
 
     def _said(self, what: str) -> str:
         """Empty when there is nothing to say."""
@@ -137,8 +137,8 @@ class ComputeEngine:
             return None
         return Mark(time.monotonic() + _GOOGLE_SECONDS, "Google Cloud preempts this machine")
 
-    def advice(self) -> str:
-        return ""
+    def is_at_risk(self) -> bool:
+        return False
 
 
 class Azure:
@@ -158,8 +158,8 @@ class Azure:
                 return Mark(time.monotonic() + seconds, f"Azure will take this machine away: {event['EventType']}")
         return None
 
-    def advice(self) -> str:
-        return ""
+    def is_at_risk(self) -> bool:
+        return False
 
 
 def _request(

@@ -36,7 +36,7 @@ class Notice:
 
     It lies on the node's own disk, so that looking for it costs microseconds, and takes no space there. Where a
     scheduler ends jobs by force, two more lie beside it: when it will, as known from the start on, and as it says after
-    the notice. Another one is the advice to save, because the machine may be taken away.
+    the notice. Another one asks for a save, because the machine may be taken away.
     """
 
     path: Path
@@ -67,12 +67,12 @@ class Notice:
         given = _read(self.path)
         return None if given is None else -given.seconds_left()
 
-    def advise(self, reason: str) -> None:
-        """Have the run save soon, and go on."""
-        _make(self._beside("advice"), Mark(time.monotonic(), reason))
+    def ask_to_save(self) -> None:
+        """Have the run save at the next step, once, and go on: this is no notice."""
+        _make(self._beside("save"), Mark(time.monotonic(), ""))
 
-    def is_advised(self) -> bool:
-        return os.path.lexists(self._beside("advice"))
+    def is_asked_to_save(self) -> bool:
+        return os.path.lexists(self._beside("save"))
 
     def set_limit(self, limit: Mark) -> None:
         """Tell the ranks of this node when the job ends, if nobody asks it to stop before."""

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Interruption:
 
     @classmethod
     def from_json(cls, value: object) -> Interruption:
-        """What `to_json` gives, other keys aside. Raises ValueError for anything else."""
+        """An object with these fields; others are passed over. Raises ValueError for anything else."""
         if not isinstance(value, dict):
             raise ValueError("it is not a JSON object")
         nodes = value.get("nodes")
@@ -37,9 +38,6 @@ class Interruption:
             raise ValueError(f"nodes={json.dumps(nodes)} is not a list of nodes; give their numbers, from 0 on")
         seconds = {field.name: _seconds(field.name, value) for field in fields(cls) if field.name != "nodes"}
         return cls(nodes=tuple(nodes), **seconds)
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
     def __str__(self) -> str:
         nodes = f"node{'s' if len(self.nodes) > 1 else ''} {' and '.join(map(str, self.nodes))}"
@@ -49,10 +47,9 @@ class Interruption:
 
 def _seconds(name: str, value: Mapping[str, object]) -> float:
     seconds = value.get(name)
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not is_number or not 0 <= seconds <= _LONGEST_SECONDS:  # type: ignore[operator]  # it is a number
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= _LONGEST_SECONDS:
         raise ValueError(f"{name}={json.dumps(seconds)} is not a number of seconds from 0 to {_LONGEST_SECONDS:.0f}")
-    return float(seconds)  # type: ignore[arg-type]
+    return float(seconds)
 
 
 def drawn(seed: int, mean_seconds: float, number: int, nodes: int) -> Interruption:
@@ -84,31 +81,40 @@ def _parsed(path: Path) -> Iterator[Interruption]:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The interruptions of a run so far, in a file of the run; a line of it is a line of a trace, too."""
+    """The interruptions of a run so far, in a file of the run; a line of it is a line of a trace, too.
+
+    A line that is torn, or is none, is passed over.
+    """
 
     path: Path
 
     def add(self, interruption: Interruption, now: float) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**interruption.to_json(), "time": round(now, 3)}) + "\n")
+            file.write(json.dumps({**asdict(interruption), "time": round(now, 3)}) + "\n")
 
     def count(self) -> int:
-        return len(self._lines())
+        return len(self._read())
 
-    def last(self) -> Interruption | None:
-        lines = self._lines()
-        return Interruption.from_json(json.loads(lines[-1])) if lines else None
+    def last(self) -> Interruption:
+        return self._read()[-1][0]
 
     def capacity_in_seconds(self, now: float) -> float:
         """Until there are enough machines again; 0 or less when there are."""
-        lines = self._lines()
-        if not lines:
-            return 0.0
-        last = json.loads(lines[-1])
-        return float(last["time"]) + float(last["gone_seconds"]) - now
+        told = self._read()
+        return told[-1][1] + told[-1][0].gone_seconds - now if told else 0.0
 
-    def _lines(self) -> list[str]:
-        try:
-            return self.path.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
+    def _read(self) -> list[tuple[Interruption, float]]:
+        """Each with its time."""
+        told = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.is_file() else ():
+            with suppress(ValueError, RecursionError):
+                value = json.loads(line)
+                told.append((Interruption.from_json(value), _time(value)))
+        return told
+
+
+def _time(value: Mapping[str, object]) -> float:
+    time = value.get("time")
+    if not isinstance(time, float) or not math.isfinite(time):
+        raise ValueError("it has no time")
+    return time

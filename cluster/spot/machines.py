@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -59,7 +58,7 @@ class Machine:
         self._process.send_signal(number)
 
     def take_away(self) -> None:
-        with suppress(ProcessLookupError):
+        if self.exit_code() is None:  # else its number may be another one's by now
             os.killpg(self._process.pid, signal.SIGKILL)
 
 

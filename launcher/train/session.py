@@ -84,7 +84,7 @@ class Session:
     longest_save_seconds: float = 0.0
     longest_step_seconds: float = 0.0
     was_late: bool = False  # the last save was left out for lack of time
-    has_saved_early: bool = False  # as it was advised on this rank's node
+    has_saved_early: bool = False  # as this rank's node was asked to
     slow_step: int = 0  # the last save that was reported for taking long
     blocked_seconds: float = 0.0  # training was held up by checkpoints since the last recorded step
     metrics: Metrics | None = None  # on rank 0 alone
@@ -109,12 +109,12 @@ class Session:
         return self.notice.is_given()
 
     def wants_save(self) -> bool:
-        """Whether this node was advised to save, and has not yet; each node is advised once."""
-        return self.notice.is_advised() and not self.has_saved_early
+        """Whether this node was asked to save, and has not yet; each node is asked once."""
+        return self.notice.is_asked_to_save() and not self.has_saved_early
 
     def save_early(self) -> None:
-        """What a rank has advised, whichever it was."""
-        self.has_saved_early = self.notice.is_advised()
+        """As a rank was asked to, whichever it was."""
+        self.has_saved_early = self.notice.is_asked_to_save()
         self.save(is_last=False)
 
     def save(self, *, is_last: bool) -> None:

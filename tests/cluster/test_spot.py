@@ -47,10 +47,18 @@ def test_what_was_recorded_is_a_trace(tmp_path):
     assert [settings.interruption(number, 2) for number in range(4)] == [*told, None]
 
 
+def test_a_record_that_was_torn_is_read_as_far_as_it_goes(tmp_path):
+    record = Record(tmp_path / "interruptions.jsonl")
+    record.add(Interruption.from_json(LINE), 100.5)
+    with open(record.path, "a") as file:
+        file.write('{"after_sec')
+    assert (record.count(), record.capacity_in_seconds(120.5)) == (1, 10)
+
+
 def test_capacity_is_gone_for_as_long_as_was_said(tmp_path):
     record = Record(tmp_path / "interruptions.jsonl")
     assert record.capacity_in_seconds(100) <= 0
-    record.add(Interruption.from_json(LINE), 100)
+    record.add(Interruption.from_json(LINE), 100.0)
     assert record.capacity_in_seconds(110) == 20
     assert record.capacity_in_seconds(131) <= 0
 
