@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.errors import ClusterError
+
+_NODE, _HOSTS = "LAUNCH_NODE", "LAUNCH_HOSTS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +26,15 @@ class Allocation:
         return len(self.hosts)
 
 
-def this_machine() -> Allocation:
-    """One machine, which nobody has allocated."""
-    return Allocation(job="", start=0, node=0, hosts=("localhost",))
+def given_to(node: int, hosts: Sequence[str]) -> dict[str, str]:
+    """The environment that tells a node process which of the machines it is on."""
+    return {_NODE: str(node), _HOSTS: " ".join(hosts)}
+
+
+def given_allocation() -> Allocation:
+    """What the environment says; one machine, which nobody has allocated, where it says nothing."""
+    hosts = tuple(os.environ.get(_HOSTS, "localhost").split())
+    return Allocation(job="", start=0, node=int(os.environ.get(_NODE, 0)), hosts=hosts)
 
 
 def slurm_allocation() -> Allocation:

@@ -18,10 +18,14 @@ class Backend(Protocol):
 
     needs_launcher: the job lives no longer than the process that submitted it, which also starts it again.
     stop_signals: by these it asks the processes of a job to stop, before it ends them by force.
+    resumes_there: a run that was there goes on there, with as many nodes and ranks, if nothing else is said.
+    note: what to know of the place before something runs there; empty for nothing.
     """
 
     name: str
     needs_launcher: bool
+    resumes_there: bool
+    note: str
 
     @property
     def stop_signals(self) -> tuple[signal.Signals, ...]: ...
@@ -55,7 +59,10 @@ class Backend(Protocol):
         ...
 
     def submit(self, submission: Submission) -> list[str]:
-        """Start it; for each job a handle that later calls take, also in another process."""
+        """Start it; for each job a handle that later calls take, also in another process.
+
+        Raises NoCapacity when the machines are not there now, and ClusterError when the place refuses it.
+        """
         ...
 
     def situation(self, handle: str) -> Situation: ...
@@ -69,7 +76,11 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS = {"local": "cluster.local:LocalBackend", "slurm": "cluster.slurm.backend:SlurmBackend"}
+BACKENDS = {
+    "local": "cluster.local:LocalBackend",
+    "local_spot": "cluster.spot.local:LocalSpotBackend",
+    "slurm": "cluster.slurm.backend:SlurmBackend",
+}
 
 
 def backend_named(name: str, settings: Mapping[str, object] | None = None) -> Backend:

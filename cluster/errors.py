@@ -11,3 +11,7 @@ class Refused(ClusterError):
     """The target has looked at the job and would not run it."""
 
     exit_code = 3
+
+
+class NoCapacity(Refused):
+    """The target has not got the machines now, and may have them later."""

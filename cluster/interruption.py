@@ -1,6 +1,7 @@
 """A cloud that is about to take this machine away says so on its metadata service; here that becomes the notice.
 
-Which cloud it is, the machine's firmware tells: elsewhere nothing is asked, and no packet is sent.
+Which cloud it is, the machine's firmware tells, or a variable of the AWS SDK that names a service like EC2's: elsewhere
+nothing is asked, and no packet is sent.
 """
 
 from __future__ import annotations
@@ -39,12 +40,16 @@ class Cloud(Protocol):
         Raises OSError and ValueError when there is no answer, or none that can be understood.
         """
 
+    def is_at_risk(self) -> bool:
+        """Whether an interruption is more likely than usual, so that a save now is of use. Raises the same."""
+
 
 def this_cloud() -> Cloud | None:
     """The cloud that this machine belongs to; None elsewhere, and where `AWS_EC2_METADATA_DISABLED` says so."""
     firmware = " ".join(_read(_FIRMWARE / name) for name in ("sys_vendor", "product_name", "bios_vendor"))
-    if "Amazon" in firmware and os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
-        return Ec2(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or _LINK_LOCAL)
+    endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
+    if (endpoint or "Amazon" in firmware) and os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
+        return Ec2(endpoint or _LINK_LOCAL)
     if "Google" in firmware:
         return ComputeEngine("http://" + (os.environ.get("GCE_METADATA_HOST") or "metadata.google.internal"))
     if "Microsoft" in firmware:
@@ -53,7 +58,10 @@ def this_cloud() -> Cloud | None:
 
 
 def watch_cloud(cloud: Cloud, notice: Notice, pause_seconds: float = _PAUSE_SECONDS) -> None:
-    """Give the notice when the cloud says that this machine goes. A service that does not answer is asked again."""
+    """Give the notice when the cloud says that this machine goes, and ask to save when it says that it may.
+
+    A service that does not answer is asked again.
+    """
 
     def watch() -> None:
         while not notice.is_given():
@@ -63,6 +71,8 @@ def watch_cloud(cloud: Cloud, notice: Notice, pause_seconds: float = _PAUSE_SECO
                     notice.set_end(Mark(end.at, f"in {max(0.0, end.seconds_left()):.0f} s"))
                     notice.give(end.why)
                     return
+                if cloud.is_at_risk():
+                    notice.ask_to_save()
             except (OSError, ValueError):
                 pass
             time.sleep(max(0.0, started + pause_seconds - time.monotonic()))
@@ -78,19 +88,27 @@ class Ec2:
         self._token = ""
 
     def interruption(self) -> Mark | None:
-        status, body = self._ask()
-        if status == HTTPStatus.UNAUTHORIZED:  # no token yet, or one that is too old
-            self._token = self._new_token()
-            status, body = self._ask()
-        if status != HTTPStatus.OK:
+        if not (body := self._said("spot/instance-action")):
             return None
         said = json.loads(body)
         seconds = datetime.fromisoformat(said["time"]).timestamp() - time.time()
         return Mark(time.monotonic() + seconds, f"AWS will {said['action']} this spot instance")
 
-    def _ask(self) -> tuple[int, str]:
-        path = "/latest/meta-data/spot/instance-action"
-        status, _, body = _request(self._url + path, {"X-aws-ec2-metadata-token": self._token})
+    def is_at_risk(self) -> bool:
+        """As "EC2 instance rebalance recommendations" in the EC2 user guide says."""
+        return bool(self._said("events/recommendations/rebalance"))
+
+    def _said(self, what: str) -> str:
+        """Empty when there is nothing to say."""
+        status, body = self._ask(what)
+        if status == HTTPStatus.UNAUTHORIZED:  # no token yet, or one that is too old
+            self._token = self._new_token()
+            status, body = self._ask(what)
+        return body if status == HTTPStatus.OK else ""
+
+    def _ask(self, what: str) -> tuple[int, str]:
+        url = f"{self._url}/latest/meta-data/{what}"
+        status, _, body = _request(url, {"X-aws-ec2-metadata-token": self._token})
         return status, body
 
     def _new_token(self) -> str:
@@ -118,6 +136,9 @@ class ComputeEngine:
             return None
         return Mark(time.monotonic() + SPOT_NOTICE_SECONDS["Google Cloud spot"], "Google Cloud preempts this machine")
 
+    def is_at_risk(self) -> bool:
+        return False
+
 
 class Azure:
     """Azure spot machines, by scheduled events."""
@@ -135,6 +156,9 @@ class Azure:
                 seconds = parsedate_to_datetime(event["NotBefore"]).timestamp() - time.time()
                 return Mark(time.monotonic() + seconds, f"Azure will take this machine away: {event['EventType']}")
         return None
+
+    def is_at_risk(self) -> bool:
+        return False
 
 
 def _request(

@@ -22,10 +22,14 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """A job as its place sees it. `reason`: why it is so, in the place's own words; empty where there are none."""
+    """A job as its place sees it. `reason`: why it is so, in the place's own words; empty where there are none.
+
+    was_taken: it has ended because the place has taken machines away.
+    """
 
     state: JobState
     reason: str = ""
+    was_taken: bool = False
     starts_again: int = 0  # how often the place has started the job again
 
 

@@ -26,6 +26,8 @@ class LocalBackend:
     name = "local"
     needs_launcher = True
     stop_signals = (signal.SIGTERM,)
+    resumes_there = False
+    note = ""
 
     def __init__(self, settings: Mapping[str, object]) -> None:
         if settings:
@@ -81,7 +83,7 @@ class LocalBackend:
                 # The launcher is gone for good: save and leave, so that nothing is lost and nobody trains unseen.
                 preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
             )
-        handle = f"{child.pid}:{start_time(child.pid)}"
+        handle = handle_of(child.pid)
         self._children[handle] = child
         return [handle]
 
@@ -95,6 +97,11 @@ class LocalBackend:
 
     def kill(self, handle: str) -> None:
         _signal(handle, signal.SIGKILL, to_group=True)
+
+
+def handle_of(pid: int) -> str:
+    """What this backend calls the process, which need not be a child of this one."""
+    return f"{pid}:{start_time(pid)}"
 
 
 def start_time(pid: int) -> int:

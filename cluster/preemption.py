@@ -39,7 +39,7 @@ class Notice:
 
     It lies on the node's own disk, so that looking for it costs microseconds, and takes no space there. Where a
     scheduler ends jobs by force, two more lie beside it: when it will, as known from the start on, and as it says after
-    the notice.
+    the notice. Another one asks for a save, because the machine may be taken away.
     """
 
     path: Path
@@ -70,6 +70,13 @@ class Notice:
         """How long ago the notice was given; None when it was not."""
         given = _read(self.path)
         return None if given is None else -given.seconds_left()
+
+    def ask_to_save(self) -> None:
+        """Have the run save at the next step, once, and go on: this is no notice."""
+        _make(self._beside("save"), Mark(time.monotonic(), ""))
+
+    def is_asked_to_save(self) -> bool:
+        return os.path.lexists(self._beside("save"))
 
     def set_limit(self, limit: Mark) -> None:
         """Tell the ranks of this node when the job ends, if nobody asks it to stop before."""

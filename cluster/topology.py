@@ -29,13 +29,18 @@ class Topology:
 
 
 def local_gpu_count() -> int:
-    """GPUs that this process may use, found without any driver library; 0 where there are none."""
+    """GPUs that this process may use; 0 where there are none."""
+    return len(local_gpus())
+
+
+def local_gpus() -> list[str]:
+    """What CUDA calls the GPUs that this process may use, found without any driver library."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    if _NVIDIA_GPUS.is_dir():
-        return len(list(_NVIDIA_GPUS.iterdir()))
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))  # some sandboxes show no more of the driver than its devices
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    # Some sandboxes show no more of the driver than its devices.
+    found = _NVIDIA_GPUS.iterdir() if _NVIDIA_GPUS.is_dir() else Path("/dev").glob("nvidia[0-9]*")
+    return [str(number) for number, _ in enumerate(found)]
 
 
 def local_core_count() -> int:

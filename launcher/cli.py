@@ -166,8 +166,8 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on",
         metavar="TARGET",
-        help="where to run: local, slurm, or NAME for profiles/NAME.yaml (default: slurm for several nodes, if there "
-        "is one, else local)",
+        help="where to run: local, slurm, spot, or NAME for profiles/NAME.yaml (default: slurm for several nodes, if "
+        "there is one, else local)",
     )
     parser.add_argument("--nodes", "--nnodes", type=_positive, metavar="N", help="machines (default 1)")
     parser.add_argument(
@@ -194,6 +194,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show exactly what would be executed, and make nothing")
     parser.add_argument("--bundle", metavar="DIR", help="with --dry-run or --plan: write all that into this new folder")
     _add_preflight(parser)
+    _add_spot(parser)
     parser.add_argument("--takeover", action="store_true", help="take a run from an owner that looks alive")
     parser.add_argument(
         "--allow-change",
@@ -202,6 +203,15 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD",
         help="resume although FIELD changed since the run started",
     )
+
+
+def _add_spot(parser: argparse.ArgumentParser) -> None:
+    """How machines of `--on spot` are taken away, where no cloud does it."""
+    parser.add_argument("--spot-seed", type=_count, metavar="N", help="take machines away at random, by this seed")
+    parser.add_argument(
+        "--spot-mean-seconds", type=_positive, metavar="S", help="the time between that, on average (default 60)"
+    )
+    parser.add_argument("--spot-trace", metavar="FILE", help="take machines away when this file says so")
 
 
 def _add_preflight(parser: argparse.ArgumentParser) -> None:

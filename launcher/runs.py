@@ -46,7 +46,7 @@ _RUN_TYPES = {"run": str, "recipe": str, "steps": int, "group": dict}
 _ATTEMPT_TYPES = {
     "target": str, "handle": str, "ranks_per_node": int, "threads_per_rank": int, "nodes": int, "micro": int,
     "precision": str, "has_gpus": bool, "start": int, "commits": int, "submission": int, "settings": dict,
-    "asked_nodes": int,
+    "asked_nodes": int, "launcher": str,
 }  # fmt: skip
 _LEADER_TYPES = {"address": str, "port": int, "key": str}
 _OUTCOME_TYPES = {
@@ -57,6 +57,7 @@ _OUTCOME_TYPES = {
     "details": str,
     "log": str,
     "is_out_of_time": bool,
+    "is_refused": bool,
 }
 _NUMBER = re.compile(r"[0-9]{4,9}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -180,6 +181,7 @@ class Outcome:
     details: str = ""  # the traceback of the first failure
     log: str = ""  # the log file that tells more
     is_out_of_time: bool = False  # the time limit of its job ended it, and nobody else
+    is_refused: bool = False  # another attempt was at work, and went on
 
     @property
     def wants_another_start(self) -> bool:

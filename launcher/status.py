@@ -20,8 +20,10 @@ def run_state(run: Run) -> dict[str, Any]:
     """`run, folder, state, cause, step, steps, loss, eta_seconds, job, attempts, stragglers, commits`: what
     `launch status --json` prints.
 
-    state: STARTING, RUNNING or RECOVERING while an attempt is alive; SUCCEEDED, FAILED or CANCELLED when it ended so;
-    PENDING when nothing runs, and the run can be resumed or waits for its scheduler.
+    state: STARTING, RUNNING or RECOVERING while an attempt is alive, or a launcher that starts another one;
+    SUCCEEDED, FAILED or CANCELLED when it ended so; PENDING when nothing runs, and the run can be resumed or waits for
+    its scheduler.
+    lost_steps: of an attempt, how many steps it had to do again, because the work was lost before.
     eta_seconds: of a run that is RUNNING, by its newest steps; else null.
     job: of a run that a scheduler starts, its `id, state, reason, starts_again`; else null.
     """
@@ -76,6 +78,8 @@ def _state_of_run(attempt: dict[str, Any] | None, job: _JobState | None) -> tupl
     state, cause = attempt["state"], attempt["cause"]
     if state not in ("PREEMPTED", "LOST"):
         return state, cause
+    if job.is_followed:
+        return "RECOVERING", cause
     # What ended may have a scheduler that is about to start it again.
     waits = job.is_of_scheduler and job.situation.state is not JobState.ENDED
     return "PENDING", f"{cause}; {job}" if waits else cause
@@ -101,6 +105,7 @@ class _JobState:
     handle: str
     situation: Situation
     is_of_scheduler: bool
+    is_followed: bool  # by a launcher that starts another one
 
     def to_json(self) -> dict[str, Any]:
         situation = self.situation
@@ -127,7 +132,9 @@ def _job(attempt: Attempt) -> _JobState | None:
         situation = Situation(state=JobState.ENDED)
     else:
         situation = backend.situation(record["handle"])
-    return _JobState(record["target"], record["handle"], situation, not backend.needs_launcher)
+    launcher = record.get("launcher")
+    is_followed = launcher is not None and backend.situation(launcher).state is not JobState.ENDED
+    return _JobState(record["target"], record["handle"], situation, not backend.needs_launcher, is_followed)
 
 
 def _ended_state(attempt: Attempt, records: Records) -> dict[str, Any]:
@@ -157,7 +164,13 @@ def _as_json(attempt: Attempt, records: Records, state: str, cause: str) -> dict
         "ended": outcome_file.stat().st_mtime if outcome_file.exists() else None,
         "first_step": steps[0] if steps else None,
         "last_step": steps[1] if steps else None,
+        "lost_steps": _lost_steps(attempt),
     }
+
+
+def _lost_steps(attempt: Attempt) -> int:
+    steps = [event.get("steps") for event in attempt.read_events() if event.get("event") == "lost"]
+    return sum(count for count in steps if type(count) is int)
 
 
 def _state_without_outcome(attempt: Attempt, job: _JobState | None, *, has_steps: bool) -> tuple[str, str]:

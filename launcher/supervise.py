@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from cluster.backend import Backend
-from cluster.errors import ClusterError
-from cluster.job import Job, JobState
+from cluster.errors import ClusterError, NoCapacity
+from cluster.job import Job, JobState, Situation
+from cluster.local import handle_of
 from cluster.preemption import STOP_SIGNALS
 from cluster.topology import Topology
 from launcher.disk import disk_trouble
@@ -29,6 +30,7 @@ from launcher.watch import Display, Follower
 
 POLL_SECONDS = 0.1
 LOST_ATTEMPTS_WITHOUT_COMMIT = 3
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0  # between askings for machines
 _TRAINING_MODULES = (
     "torch._dynamo",
     "torch.distributed.checkpoint",
@@ -76,19 +78,27 @@ class Start:
 
 
 def supervise(start: Start, backend: Backend, display: Display) -> Outcome:
-    """Run attempts until one ends by itself. A lost one (its node died) is followed by another, after progress."""
+    """Run attempts until one ends by itself.
+
+    One whose machines were taken away is followed by another; so is one that was lost otherwise, if not too often
+    without progress.
+    """
     run = start.run
     lost, commits = 0, commit_count(run)
     with _stop_requests() as requests:
-        while True:
-            (attempt,) = start_attempts([start], backend)
+        while (attempt := _start_when_there_is_room(start, backend, requests, display)) is not None:
             _follow(run, attempt, backend, requests, display)
-            outcome = attempt.outcome()
-            if outcome is not None:
+            outcome = attempt.outcome() or _outcome_not_written(run, attempt, requests)
+            situation = backend.situation(str(attempt.record()["handle"]))
+            if outcome is not None and outcome.is_refused:
+                shutil.rmtree(attempt.folder)  # the run is the other one's: what it shows is not how this one ended
+                return replace(outcome, log="")
+            if outcome is not None and (requests or not _goes_on_after(outcome, situation)):
                 return outcome
-            outcome = _outcome_not_written(run, attempt, requests)
-            if outcome is not None:
-                return outcome
+            if situation.was_taken:
+                _note_cause(attempt, outcome, situation.reason)
+                display.say(f"{situation.reason}; asking for other machines")
+                continue
             before, commits = commits, commit_count(run)
             lost = lost + 1 if commits == before else 0
             if lost > LOST_ATTEMPTS_WITHOUT_COMMIT:
@@ -97,6 +107,36 @@ def supervise(start: Start, backend: Backend, display: Display) -> Outcome:
                     state="FAILED", cause=cause, exit_code=NoProgress.exit_code, log=str(attempt.logs / "node-0.log")
                 )
             display.say(f"the node process of attempt {attempt.number} is gone; starting attempt {attempt.number + 1}")
+    cause = f"{requests[0].name}, while it waited for machines"
+    return Outcome(state="PREEMPTED", cause=cause, exit_code=PREEMPTED_CODE)
+
+
+def _start_when_there_is_room(
+    start: Start, backend: Backend, requests: list[signal.Signals], display: Display
+) -> Attempt | None:
+    """The next attempt, on machines that may have to be asked for several times; None when asked to stop before."""
+    pause = FIRST_PAUSE_SECONDS
+    while not requests:
+        try:
+            return start_attempts([start], backend)[0]
+        except NoCapacity as error:
+            display.say(f"{backend.name}: {error}; asking again in {pause:.0f} s")
+        until = time.monotonic() + pause
+        while time.monotonic() < until and not requests:
+            time.sleep(POLL_SECONDS)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+    return None
+
+
+def _goes_on_after(outcome: Outcome, situation: Situation) -> bool:
+    """Whether another attempt follows by itself: a preemption by its place, or a loss, was nobody's wish."""
+    return outcome.state == "LOST" or (outcome.wants_another_start and situation.was_taken)
+
+
+def _note_cause(attempt: Attempt, outcome: Outcome | None, reason: str) -> None:
+    """The place knows better than the nodes that are left why one is gone."""
+    outcome = outcome or Outcome(state="LOST", cause="", exit_code=PREEMPTED_CODE)
+    attempt.write_outcome(replace(outcome, cause=reason))
 
 
 def _outcome_not_written(run: Run, attempt: Attempt, requests: list[signal.Signals]) -> Outcome | None:
@@ -113,8 +153,8 @@ def _outcome_not_written(run: Run, attempt: Attempt, requests: list[signal.Signa
 
 
 def start_attempts(starts: Sequence[Start], backend: Backend) -> list[Attempt]:
-    """Make the next attempt of each run, and submit all as one. Raises ClusterError when the place refuses them: then
-    there are no attempts."""
+    """Make the next attempt of each run, and submit all as one. Raises ClusterError when the place refuses them, or has
+    not got the machines: then there are no attempts."""
     attempts = [_new_attempt(start, backend) for start in starts]
     jobs = [start.job(attempt.number) for start, attempt in zip(starts, attempts, strict=True)]
     try:
@@ -132,7 +172,8 @@ def start_attempts(starts: Sequence[Start], backend: Backend) -> list[Attempt]:
 
 
 def _new_attempt(start: Start, backend: Backend) -> Attempt:
-    return start.run.new_attempt({"started": time.time(), **start.record(backend)})
+    launcher = {"launcher": handle_of(os.getpid())} if backend.needs_launcher else {}
+    return start.run.new_attempt({"started": time.time(), **launcher, **start.record(backend)})
 
 
 def _environment(topology: Topology) -> dict[str, str]:

@@ -14,6 +14,7 @@ from launcher.loading import refuse_bombs
 from launcher.runs import read_text
 
 PROFILES = Path("profiles")
+SPOT = "local_spot"  # what `--on spot` means where there is no profiles/spot.yaml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +26,23 @@ class Target:
     profile: Path | None
 
 
-def choose_target(on: str | None, nodes: int, words: Sequence[str], before: Mapping[str, Any]) -> Target:
-    """Without `on`: where the run's batch job was before; else Slurm, for several nodes where there is one; else here.
+def choose_target(
+    on: str | None,
+    nodes: int,
+    words: Sequence[str],
+    before: Mapping[str, Any],
+    spot: Mapping[str, object] | None = None,
+) -> Target:
+    """Without `on`: where the run was before, if it goes on there; else Slurm, for several nodes where there is one;
+    else here.
 
-    before: the record of the newest attempt, empty when there is none. Raises UsageError and ClusterError.
+    before: the record of the newest attempt, empty when there is none. spot: settings of `local_spot` from flags.
+    Raises UsageError and ClusterError.
     """
     profile: Path | None = None
     settings: dict[str, object] = {}
     before_on = before.get("target", "local")
-    if on is None and not backend_named(before_on).needs_launcher:
+    if on is None and backend_named(before_on).resumes_there:
         name, settings = before_on, dict(before.get("settings", {}))
     elif on is None:
         name = "slurm" if nodes > 1 and backend_named("slurm").is_reachable() else "local"
@@ -41,9 +50,12 @@ def choose_target(on: str | None, nodes: int, words: Sequence[str], before: Mapp
         profile = PROFILES / f"{Path(on).name}.yaml"
         name, settings = _read_profile(profile)
     else:
-        name = on
+        name = SPOT if on == "spot" else on
     given, rest = _split(words, name)
-    return Target(backend=backend_named(name, settings | given), words=rest, profile=profile)
+    if spot and name != SPOT:
+        flag = f"--spot-{next(iter(spot)).replace('_', '-')}"
+        raise UsageError(f"{flag} is for --on spot, and this is --on {name}; give --on spot, or leave it out")
+    return Target(backend=backend_named(name, settings | given | dict(spot or {})), words=rest, profile=profile)
 
 
 def _split(words: Sequence[str], name: str) -> tuple[dict[str, str], tuple[str, ...]]:

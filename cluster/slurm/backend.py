@@ -21,6 +21,8 @@ class SlurmBackend:
 
     name = "slurm"
     needs_launcher = False
+    resumes_there = True
+    note = ""
 
     def __init__(self, settings: Mapping[str, object]) -> None:
         self._settings = SlurmSettings.from_mapping(settings)

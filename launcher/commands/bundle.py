@@ -90,7 +90,7 @@ def show(
     folder: str | None,
 ) -> int:
     """What a dry run says: on stdout exactly what would be executed, the rest beside it."""
-    say_all(works)
+    say_all(works, backend)
     bundle = Bundle.of(works, starts, submissions, backend)
     for line in bundle.lines():
         say(line)

@@ -28,7 +28,7 @@ def cancel(arguments: argparse.Namespace) -> int:
     jobs = [(run, job) for run in runs if (job := _told_to_stop(run)) is not None]
     for run, (backend, handle) in jobs:
         if not _ends(backend, handle, SAVE_SECONDS):
-            backend.kill(handle)
+            backend.kill(str(run.attempts()[-1].record()["handle"]))
             if not _ends(backend, handle, END_SECONDS):
                 raise LaunchError(
                     f"{backend.name} job {handle} does not end; look at it with the tools of {backend.name}"
@@ -38,18 +38,21 @@ def cancel(arguments: argparse.Namespace) -> int:
 
 
 def _told_to_stop(run: Run) -> tuple[Backend, str] | None:
-    """Where the run is at work; None when it is not."""
+    """Where the run is at work, and who is: the launcher that starts its jobs, where it needs one, or its job. None
+    when nobody is."""
     run.record()
     attempts = run.attempts()
     record = attempts[-1].record() if attempts else {}
+    outcome = attempts[-1].outcome() if attempts else None
     backend = backend_named(record.get("target", "local"))
-    handle = record.get("handle")
-    if handle is None or backend.situation(handle).state is JobState.ENDED:
-        say(f"{run.name} is not at work; there is nothing to cancel")
-        return None
-    say(f"{backend.name} job {handle}: saving, then stopping")
-    backend.stop(handle, signal.SIGTERM)
-    return backend, handle
+    has_ended = outcome is not None and not outcome.wants_another_start
+    for handle in () if has_ended else (record.get("launcher"), record.get("handle")):
+        if handle is not None and backend.situation(handle).state is not JobState.ENDED:
+            say(f"{backend.name} job {record['handle']}: saving, then stopping")
+            backend.stop(handle, signal.SIGTERM)
+            return backend, handle
+    say(f"{run.name} is not at work; there is nothing to cancel")
+    return None
 
 
 def _ends(backend: Backend, handle: str, seconds: float) -> bool:

@@ -24,6 +24,8 @@ from launcher.sweep import check_sweeps, combinations, parse_sweeps
 from launcher.targets import Target, choose_target
 from launcher.terminal import say
 
+SPOT_FLAGS = ("seed", "mean_seconds", "trace")
+
 TYPE_CHECKING = False  # as in the package's own module
 if TYPE_CHECKING:
     from launcher.commands.bundle import Bundle
@@ -173,16 +175,17 @@ def _refuse_flags_of_plans(arguments: argparse.Namespace) -> None:
 
 def _target(arguments: argparse.Namespace, before: Attempt | None) -> Target:
     record = before.record() if before is not None else {}
-    target = choose_target(arguments.on, arguments.nodes or 1, arguments.overrides, record)
+    spot = {name: value for name in SPOT_FLAGS if (value := getattr(arguments, f"spot_{name}")) is not None}
+    target = choose_target(arguments.on, arguments.nodes or 1, arguments.overrides, record, spot)
     if target.profile is not None:
         say(f"profile    {target.profile.resolve()}")
     return target
 
 
 def _size(arguments: argparse.Namespace, before: Attempt | None, target: Target) -> tuple[int, int | None]:
-    """(nodes, ranks per node): of a batch job that goes on as one, what it had before, if nothing else is said."""
+    """(nodes, ranks per node): of a run that goes on where it was, what it had there, if nothing else is said."""
     record = before.record() if before is not None else {}
-    if target.backend.needs_launcher or record.get("target") != target.backend.name:
+    if not target.backend.resumes_there or record.get("target") != target.backend.name:
         return arguments.nodes or 1, arguments.gpus
     return arguments.nodes or record.get("asked_nodes", record["nodes"]), arguments.gpus or record["ranks_per_node"]
 

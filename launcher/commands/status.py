@@ -31,9 +31,7 @@ def status(arguments: argparse.Namespace) -> int:
     if (job := state["job"]) and job["state"] != "ENDED":
         answer(f"  job {job['id']} is {_of_job(job)}")
     for attempt in state["attempts"]:
-        steps = f"steps {attempt['first_step']}-{attempt['last_step']}" if attempt["first_step"] else "no step kept"
-        line = f"  attempt {attempt['number']} on {attempt['target']}: {attempt['state']}, {steps}"
-        answer(f"{line}  {attempt['cause']}".rstrip())
+        answer(f"  {_of_attempt(attempt)}  {attempt['cause']}".rstrip())
     for slow in state["stragglers"]:
         own = f"{slow['seconds']:.3g} s of its own work per step"
         answer(f"  rank {slow['rank']} on {slow['host']} is slow: {own}, {slow['ratio']:.2f} times the median rank")
@@ -42,6 +40,15 @@ def status(arguments: argparse.Namespace) -> int:
         answer(f"  checkpoint of step {commit['step']}, {commit['bytes'] / 1e6:.1f} MB{pinned}")
     answer(f"  {state['folder']}")
     return 0
+
+
+def _of_attempt(attempt: Mapping[str, Any]) -> str:
+    """Such as attempt 2 on local: LOST after 0:12, steps 21-40 (3 again)."""
+    steps = f"steps {attempt['first_step']}-{attempt['last_step']}" if attempt["first_step"] else "no step kept"
+    again = f" ({attempt['lost_steps']} again)" if attempt["lost_steps"] else ""
+    ended = attempt["ended"] is not None and attempt["started"] is not None
+    after = f" after {duration(attempt['ended'] - attempt['started'])}" if ended else ""
+    return f"attempt {attempt['number']} on {attempt['target']}: {attempt['state']}{after}, {steps}{again}"
 
 
 def _of_job(job: Mapping[str, Any]) -> str:

@@ -272,7 +272,7 @@ def _train_here(works: Sequence[Work], starts: Sequence[Start], backend: Backend
     for work, start in zip(works, starts, strict=True):
         if len(works) > 1:
             say(f"run {len(codes) + 1} of {len(works)}")
-        say_all([work])
+        say_all([work], backend)
         outcome = _train_one(start, backend)
         codes.append(outcome.exit_code)
         if outcome.exit_code == PREEMPTED_CODE and outcome.cause != STOP_AFTER:
@@ -296,7 +296,7 @@ def _train_one(start: Start, backend: Backend) -> Outcome:
 
 def _submit(works: Sequence[Work], starts: Sequence[Start], backend: Backend) -> int:
     """Leave the runs to a scheduler, which starts them as often as it has to."""
-    say_all(works)
+    say_all(works, backend)
     attempts = start_attempts(starts, backend)
     handles, group = [attempt.record()["handle"] for attempt in attempts], works[0].group
     if len(works) > 1 and group is not None:
@@ -317,10 +317,12 @@ def _word_for(group: Group, works: Sequence[Work]) -> str:
     return word_for(works[0].run.folder.with_name(group.name))
 
 
-def say_all(works: Sequence[Work]) -> None:
+def say_all(works: Sequence[Work], backend: Backend) -> None:
     """What the runs have in common, and where each is."""
     for title, text in _describe(works[0].resolved, works[0].plan):
         say(f"{title:10} {text}")
+    if backend.note:
+        say(f"{'machines':10} {backend.note}")
     for work in works:
         changes = describe_changes(work.group.record_of(work.resolved.recipe)["changes"]) if work.group else ""
         say(f"{'run':10} {work.run.folder}{f'  {changes}' if changes else ''}")

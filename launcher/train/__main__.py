@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.allocation import Allocation, slurm_allocation, this_machine
+from cluster.allocation import Allocation, given_allocation, slurm_allocation
 from cluster.errors import ClusterError
 from cluster.memory import out_of_memory_kills
 from cluster.preemption import Mark, Notice, handle_signals
@@ -52,7 +52,7 @@ def main(run_folder: str, attempt_number: str | None = None) -> int:
         if attempt_number is not None:
             attempt = run.attempt(int(attempt_number))
             _leave_in_time(attempt, notice)
-            return _outcome(run, attempt, this_machine(), notice).exit_code
+            return _outcome(run, attempt, given_allocation(), notice).exit_code
         allocation = slurm_allocation()
         attempt = attempt_of(run, allocation)
         _print_to(attempt.logs / f"node-{allocation.node}.log")
@@ -84,8 +84,10 @@ def _outcome(run: Run, attempt: Attempt, allocation: Allocation, notice: Notice)
     start_forkserver(attempt.record()["preload"])
     nodes = Nodes(attempt, allocation, address)
     try:
-        nodes.meet()
-        outcome = _run_until_it_ends(run, attempt, notice, nodes)
+        if nodes.meet(notice):
+            outcome = _run_until_it_ends(run, attempt, notice, nodes)
+        else:
+            outcome = Outcome(state="PREEMPTED", cause=notice.reason(), exit_code=PREEMPTED_CODE)
     except NodeLost as error:
         outcome = Outcome(state="LOST", cause=str(error), exit_code=PREEMPTED_CODE)
     if nodes.leads and attempt.outcome() is None:
@@ -166,7 +168,10 @@ def _failed(failure: Failure, fruitless: int) -> Outcome:
         cause = f"{fruitless} times in a row without a new commit: {failure}"
         exit_code = NoProgress.exit_code
     details = "" if failure.is_explained else failure.details
-    return Outcome(state="FAILED", cause=cause, exit_code=exit_code, details=details, log=failure.log)
+    return Outcome(
+        state="FAILED", cause=cause, exit_code=exit_code, details=details, log=failure.log,
+        is_refused=failure.kind == "owned",
+    )  # fmt: skip
 
 
 def _run_ranks(

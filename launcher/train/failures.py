@@ -62,11 +62,11 @@ class Failure:
     @property
     def is_explained(self) -> bool:
         """Whether the cause says what to do, so that nobody needs the traceback: the log has it."""
-        return self.kind in ("usage", "no intact checkpoint", "fenced", "loss")
+        return self.kind in ("usage", "owned", "no intact checkpoint", "fenced", "loss")
 
     @property
     def exit_code(self) -> int:
-        return {"usage": 2, "no intact checkpoint": 4, "fenced": 93}.get(self.kind, 1)
+        return {"usage": 2, "owned": 2, "no intact checkpoint": 4, "fenced": 93}.get(self.kind, 1)
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host}: {self.cause}"
@@ -111,7 +111,8 @@ _KNOWN: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str, 
     (Fenced, "fenced", "another launcher took this run over: {}"),
     ((NoIntactCheckpoint, CorruptCheckpoint), "no intact checkpoint", "{}"),
     (RunFailed, "storage", "{}"),
-    ((LaunchError, StateMismatch, OwnerAlive, NotExclusive), "usage", "{}"),
+    (OwnerAlive, "owned", "{}"),
+    ((LaunchError, StateMismatch, NotExclusive), "usage", "{}"),
     ((NonFiniteLoss, NoGradient), "loss", "{}"),
     ((PeerFailed, PeerSilent, ConnectionError), "peer", "{}"),
     (MemoryError, "memory", "out of memory; use a smaller batch.micro"),

@@ -68,6 +68,7 @@ class _Stopwatch:
 
 
 def _train_step(session: Session, batches: Iterator[list[Batch]]) -> StepResult:
+    """One optimizer step, and what the ranks agreed to do after it."""
     recipe, progress, engine = session.recipe, session.progress, session.engine
     step = progress.step + 1
     watch = _Stopwatch(time.perf_counter())

@@ -30,13 +30,13 @@ _TENSORBOARD_NAMES = {
 
 class Metrics:
     """The metrics of a run from step `start` + 1 on, written by rank 0. Records of later steps, whose work was lost,
-    are removed first, so that no step is there twice.
+    are removed first, so that no step is there twice; `lost` is how many.
 
     A full disk delays records, it does not end the run.
     """
 
     def __init__(self, run: Run, start: int) -> None:
-        _cut_after(run.metrics, start)
+        self.lost = _cut_after(run.metrics, start)
         self._records = LineFile(run.metrics)
         self._scalars = _Scalars(run.tensorboard, start)
 
@@ -95,19 +95,22 @@ class _Scalars:
             self._since_flush = []
 
 
-def _cut_after(path: Path, step: int) -> None:
-    """Keep the records of steps up to `step`. The file is replaced: a writer that was taken over keeps the old one."""
+def _cut_after(path: Path, step: int) -> int:
+    """Keep the records of steps up to `step`; the answer is how many were removed. The file is replaced: a writer that
+    was taken over keeps the old one."""
     if not path.exists():
-        return
-    kept = []
+        return 0
+    kept, removed = [], 0
     with open(path, "rb") as file:
         for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            kept.append(line)
+            if removed or not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                removed += 1
+            else:
+                kept.append(line)
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "wb") as file:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    return removed

@@ -23,6 +23,7 @@ from typing import Any
 
 from cluster.allocation import Allocation
 from cluster.network import address_towards, interface_of
+from cluster.preemption import Notice
 from launcher.runs import PREEMPTED_CODE, Attempt
 from launcher.train.hangs import Hang
 from launcher.train.pulse import Sight
@@ -86,17 +87,27 @@ class Nodes:
     def leads(self) -> bool:
         return self.node == _LEADER
 
-    def meet(self) -> None:
-        """Return when all are here. Raises NodeLost."""
+    def meet(self, notice: Notice) -> bool:
+        """Return when all are here, or with False when this node is asked to stop before. Raises NodeLost."""
         deadline = time.monotonic() + JOIN_SECONDS
         if self.count == 1:
-            return
-        if self.leads:
-            self._await_followers(deadline)
-        else:
-            self._peers[_LEADER] = _Peer(self._find_leader(deadline))
-            self._peers[_LEADER].send("join", self.node)
+            return True
+
+        def may_wait() -> bool:
+            return time.monotonic() < deadline and not notice.is_given()
+
+        try:
+            if self.leads:
+                self._await_followers(may_wait)
+            else:
+                self._peers[_LEADER] = _Peer(self._find_leader(may_wait))
+                self._peers[_LEADER].send("join", self.node)
+        except NodeLost:
+            if notice.is_given():
+                return False
+            raise
         threading.Thread(target=self._listen, name="nodes", daemon=True).start()
+        return True
 
     def begin(self) -> None:
         """Before ranks are started: what was decided about those before them is over."""
@@ -165,13 +176,13 @@ class Nodes:
             if self._lost is not None:
                 raise NodeLost(self._lost)
 
-    def _await_followers(self, deadline: float) -> None:
+    def _await_followers(self, may_wait: Callable[[], bool]) -> None:
         key = secrets.token_bytes(32)
         with socket.create_server((self.address, 0), backlog=self.count) as listener:
             address, port = listener.getsockname()
             self._attempt.write_leader({"address": address, "port": port, "key": key.hex()})
             listener.settimeout(_ACCEPT_SECONDS)
-            while len(self._peers) < self.count - 1 and time.monotonic() < deadline:
+            while len(self._peers) < self.count - 1 and may_wait():
                 with suppress(OSError):
                     stranger, _ = listener.accept()
                     # One that says nothing, whoever it is, holds up nobody else.
@@ -193,10 +204,10 @@ class Nodes:
             undo.pop_all()
             self._peers[node] = _Peer(connection)
 
-    def _find_leader(self, deadline: float) -> Connection[Any, Any]:
-        while time.monotonic() < deadline:
+    def _find_leader(self, may_wait: Callable[[], bool]) -> Connection[Any, Any]:
+        while may_wait():
             if (leader := self._attempt.leader()) is not None:
-                with suppress(ConnectionError, TimeoutError):
+                with suppress(ConnectionError, TimeoutError, EOFError):  # it may end while we knock
                     return Client((leader["address"], leader["port"]), authkey=bytes.fromhex(leader["key"]))
             time.sleep(_POLL_SECONDS)
         raise NodeLost(f"{self._allocation.hosts[_LEADER]} was not found within {JOIN_SECONDS:.0f} s")

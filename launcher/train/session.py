@@ -88,6 +88,7 @@ class Session:
     schedule: SaveSchedule | None = None  # on rank 0 alone
     told_interval: float = 0.0  # seconds between saves, as they were reported last
     was_late: bool = False  # the last save was left out for lack of time
+    has_saved_as_asked: bool = False  # each node is asked once
     slow_step: int = 0  # the last save that was reported for taking long
     blocked_seconds: float = 0.0  # training was held up by checkpoints since the last recorded step
     metrics: Metrics | None = None  # on rank 0 alone
@@ -112,9 +113,10 @@ class Session:
         return self.notice.is_given()
 
     def wants_save(self, step: int) -> bool:
-        """Whether a checkpoint is due after this step; rank 0 decides for all."""
+        """Whether a checkpoint is due after this step, or this node was asked for one. Rank 0 has the schedule."""
+        is_asked = self.notice.is_asked_to_save() and not self.has_saved_as_asked
         is_saving = self.saver.running() is not None
-        return self.schedule is not None and self.schedule.is_due(step, is_saving=is_saving)
+        return is_asked or (self.schedule is not None and self.schedule.is_due(step, is_saving=is_saving))
 
     def step_taken(self, seconds: float) -> None:
         self.longest_step_seconds = max(self.longest_step_seconds, seconds)
@@ -167,6 +169,7 @@ class Session:
             if self.engine.loss_scale is not None:
                 metadata["loss_scale"] = asdict(self.engine.loss_scale)
             self.saver.save(self.progress.step, self.engine.state(), metadata)
+            self.has_saved_as_asked = self.notice.is_asked_to_save()
             if self.schedule is not None:
                 self.schedule.save_begun(time.perf_counter() - started)
         self.blocked_seconds += time.perf_counter() - started
@@ -235,6 +238,8 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     if rank == 0:
         session.metrics = Metrics(run, session.progress.step)
         session.schedule = schedule_of(recipe, plan.topology, state, record.get("mtbf_hours"))
+        if session.metrics.lost:
+            session.report("lost", steps=session.metrics.lost)
     saver.prepare(state)
     return session
 

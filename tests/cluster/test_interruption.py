@@ -42,6 +42,16 @@ def test_an_interruption_becomes_the_notice(tmp_path, server, cloud):
     assert SECONDS - 3 < notice.end().seconds_left() <= SECONDS
 
 
+def test_a_recommendation_to_rebalance_asks_for_a_save_and_is_no_notice(tmp_path, server):
+    notice = Notice(tmp_path / "notice")
+    server.is_at_risk = True
+    watch_cloud(Ec2(server.url), notice, pause_seconds=0.05)
+    wait_for(notice.is_asked_to_save, "the request", timeout=10)
+    assert not notice.is_given()
+    server.interrupt()
+    wait_for(notice.is_given, "the notice", timeout=10)
+
+
 @pytest.mark.parametrize("cloud", CLOUDS)
 @pytest.mark.parametrize("mood", ["hang", "drop", 401, 404, 500])
 def test_a_service_in_trouble_is_asked_again(tmp_path, server, monkeypatch, cloud, mood):

@@ -85,3 +85,23 @@ def test_no_profile_is_read_from_elsewhere(tmp_path):
     (tmp_path / "other.yaml").write_text(PROFILE)
     with pytest.raises(ClusterError, match="is not a known target"):
         choose_target("../other", 1, [], {})
+
+
+def test_spot_machines_are_played_here_unless_a_profile_says_where_they_are(tmp_path):
+    spot = choose_target("spot", 2, [], {}, {"seed": 3})
+    assert (spot.backend.name, spot.backend.settings()["seed"]) == ("local_spot", 3)
+    (tmp_path / "profiles/spot.yaml").write_text(PROFILE)
+    assert choose_target("spot", 2, [], {}).backend.name == "slurm"
+
+
+def test_a_run_goes_on_on_spot_machines_as_it_was_there():
+    before = {"target": "local_spot", "settings": {"seed": 3, "mean_seconds": 20, "trace": None}}
+    assert choose_target(None, 1, [], before).backend.settings() == before["settings"]
+
+
+def test_spot_machines_have_no_more_gpus_than_this_one(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    backend = choose_target("spot", 2, [], {}).backend
+    assert backend.topology(3, 1).has_gpus
+    with pytest.raises(ClusterError, match=r"--nodes 2 --gpus 2 is more than this machine has \(3 GPUs"):
+        backend.topology(2, 2)

@@ -157,8 +157,11 @@ def test_the_state_has_moments_before_the_first_step(strategy):
     }
 
 
-def test_a_wish_to_stop_comes_back_with_the_step():
-    assert make().train_step([collate(examples([2]))], lr=1e-2, wants_stop=True).should_stop
+@pytest.mark.parametrize("wishes", [(False, False), (True, False), (False, True)])
+def test_a_wish_to_stop_or_to_save_comes_back_with_the_step(wishes):
+    wants_stop, wants_save = wishes
+    result = make().train_step([collate(examples([2]))], lr=1e-2, wants_stop=wants_stop, wants_save=wants_save)
+    assert (result.should_stop, result.should_save) == wishes
 
 
 @pytest.mark.parametrize(

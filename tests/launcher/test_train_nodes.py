@@ -13,6 +13,7 @@ import pytest
 from support.runs_for_tests import wait_for
 
 from cluster.allocation import Allocation
+from cluster.preemption import Notice
 from launcher.runs import PREEMPTED_CODE, Attempt
 from launcher.train import nodes as nodes_module
 from launcher.train.hangs import Hang
@@ -48,7 +49,7 @@ def on_each(count: int, work: Callable[[Nodes], Any], attempt: Attempt) -> list[
     def one(node: int) -> Any:
         allocation = Allocation(job="7", start=0, node=node, hosts=tuple(f"n{i}" for i in range(count)))
         nodes = Nodes(attempt, allocation, "127.0.0.1")
-        nodes.meet()
+        nodes.meet(Notice(attempt.folder / "notice"))
         answer = work(nodes)
         nodes.close()
         return answer
@@ -157,7 +158,7 @@ def test_strangers_that_say_nothing_hold_up_nobody_and_are_sent_away(attempt, mo
     def work(node: int) -> dict[str, Any]:
         nodes = Nodes(attempt, Allocation(job="7", start=0, node=node, hosts=("a", "b")), "127.0.0.1")
         assert node == 0 or are_here.wait(60)
-        nodes.meet()
+        nodes.meet(Notice(attempt.folder / "notice"))
         answer = nodes.share(lambda: {"ok": 1})
         nodes.close()
         return answer
@@ -172,4 +173,12 @@ def test_nodes_that_do_not_come_are_named(attempt, monkeypatch):
     monkeypatch.setattr(nodes_module, "JOIN_SECONDS", 0.3)
     nodes = Nodes(attempt, Allocation(job="7", start=0, node=0, hosts=("a", "b", "c")), "127.0.0.1")
     with pytest.raises(NodeLost, match="b, c did not join"):
-        nodes.meet()
+        nodes.meet(Notice(attempt.folder / "notice"))
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_node_that_is_asked_to_stop_waits_for_no_other(attempt, node):
+    notice = Notice(attempt.folder / "notice")
+    notice.give("SIGTERM")
+    nodes = Nodes(attempt, Allocation(job="7", start=0, node=node, hosts=("a", "b")), "127.0.0.1")
+    assert not nodes.meet(notice)

@@ -19,6 +19,7 @@ from checkpoints.log import CommitLog
 from checkpoints.reader import verify
 from checkpoints.store import open_store
 from launcher.rehearsal.processes import Processes
+from launcher.runs import Run
 
 POLL_SECONDS = 0.003
 HANG_SECONDS = 180.0
@@ -139,9 +140,8 @@ class Disturbed:
 
     def check_commits(self) -> None:
         """Each commit that was told of is live or was retired, and what is live is intact. Nothing may be at work."""
-        if not (self.run / "checkpoints").exists():
+        if (log := _log_of(self.run)) is None:
             return
-        log = CommitLog(open_store(str(self.run / "checkpoints")))
         entries, damage = log.history()
         if damage:
             raise Trouble("lost commit", f"the log is damaged: {damage[0]}")
@@ -179,16 +179,20 @@ def _curve(run: Path) -> list[tuple[int, float, int]]:
     return [(record["step"], record["loss"], record["samples"]) for record in json_lines(run / "metrics.jsonl")]
 
 
+def _log_of(run: Path) -> CommitLog | None:
+    """None when nothing can have been committed yet."""
+    url = Run(run).checkpoints
+    return CommitLog(open_store(url)) if "://" in url or Path(url).exists() else None
+
+
 def commit_count(run: Path) -> int:
-    if not (run / "checkpoints").exists():
-        return 0
-    entry = CommitLog(open_store(str(run / "checkpoints"))).read()
+    log = _log_of(run)
+    entry = log.read() if log else None
     return entry.commits if entry else 0
 
 
 def newest_commit_step(run: Path) -> int:
     """0 when there is no commit."""
-    if not (run / "checkpoints").exists():
-        return 0
-    entry = CommitLog(open_store(str(run / "checkpoints"))).read()
+    log = _log_of(run)
+    entry = log.read() if log else None
     return entry.live[-1].step if entry and entry.live else 0

@@ -27,6 +27,7 @@ class MetadataServer(ThreadingHTTPServer):
         self.tokens: set[str] = set()
         self.requests = 0
         self.is_interrupted = False
+        self.is_at_risk = False
         self.changed = threading.Condition()
 
     @property
@@ -60,7 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/latest/api/token" and self.command == "PUT":
             return self._new_token()
         if path == "/latest/meta-data/spot/instance-action":
-            return self._ec2()
+            return self._ec2(self.server.is_interrupted)
+        if path == "/latest/meta-data/events/recommendations/rebalance":
+            return self._ec2(self.server.is_at_risk)
         if path == "/computeMetadata/v1/instance/preempted":
             return self._compute_engine()
         if path == "/metadata/scheduledevents":
@@ -74,10 +77,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.tokens.add(token)
         return 200, token, {}
 
-    def _ec2(self) -> tuple[int, str, dict[str, str]]:
+    def _ec2(self, is_told: bool) -> tuple[int, str, dict[str, str]]:
         if self.headers.get("X-aws-ec2-metadata-token") not in self.server.tokens:
             return 401, "", {}
-        if not self.server.is_interrupted:
+        if not is_told:
             return 404, "", {}
         end = datetime.fromtimestamp(time.time() + SECONDS, UTC)
         return 200, json.dumps({"action": "terminate", "time": f"{end:%Y-%m-%dT%H:%M:%SZ}"}), {}
