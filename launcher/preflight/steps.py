@@ -24,8 +24,11 @@ def real_steps(source: str, words: Sequence[str]) -> Iterator[str]:
 
     Raises RunFailed where training or the resume fails, and CorruptCheckpoint.
     """
-    settings = {"steps": STEPS + 1, "evaluation.samples": 0}
-    words = [*_without(words, {*settings, "stop_after", *_laptop_keys(source)}), *_words(settings)]
+    words = _without(words, {"steps", "stop_after", "evaluation.samples", *_laptop_keys(source)})
+    words += [f"steps={STEPS + 1}", "evaluation.samples=0"]
+    batch = loading.load(source, words, laptop=True).recipe.batch
+    if batch.size is not None and batch.size > batch.micro:  # one micro-batch does all that several do
+        words = [*_without(words, {"batch.size"}), f"batch.size={batch.micro}"]
     with tempfile.TemporaryDirectory(prefix="launch-steps-") as folder:
         run = Run(Path(folder) / "steps")
         with Trial(run, [source, *words, f"stop_after={STEPS}"], on_cpu=False) as trial:
@@ -50,17 +53,15 @@ def _without(words: Sequence[str], keys: set[str]) -> list[str]:
     return [word for word in words if word.partition("=")[0] not in keys]
 
 
-def _words(settings: dict[str, int]) -> list[str]:
-    return [f"{key}={value}" for key, value in settings.items()]
-
-
 def _trained(run: Run) -> str:
     records = records_of(run)
     model = _last_event(run, "model")
     seconds = [record["seconds_data"] + record["seconds_compute"] for step, record in records.items() if step > 1]
+    samples = records[1]["samples"]
     memory = max(record["memory_bytes"] for record in records.values())
+    where = f"on {model['device']} in {model['precision']}"
     return (
-        f"trained    {STEPS} steps on {model['device']} in {model['precision']}: loss {records[1]['loss']:.3f}, then "
+        f"trained    {STEPS} steps of {samples} samples {where}: loss {records[1]['loss']:.3f}, then "
         f"{records[STEPS]['loss']:.3f}; {statistics.median(seconds):.2f} s a step, {memory / 2**30:.1f} GiB at most"
     )
 
