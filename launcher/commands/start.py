@@ -14,7 +14,7 @@ from cluster.backend import Backend
 from cluster.errors import ClusterError
 from cluster.topology import Topology
 from launcher import loading
-from launcher.commands.refusals import refuse_what_cannot_work, warnings
+from launcher.commands.refusals import refuse_what_cannot_work
 from launcher.errors import UsageError
 from launcher.groups import Group, run_outside_groups, runs_of
 from launcher.places import runs_dir, store_url
@@ -49,8 +49,6 @@ def train(arguments: argparse.Namespace) -> int:
     load = partial(loading.load, arguments.recipe, laptop=use_laptop)
     members = list(_members(load, target.words, sweeps, arguments.seeds))
     plans = [_plan(resolved, topology, target.backend, arguments) for _, resolved in members]
-    for line in warnings(members[0][1].recipe, topology, target.backend, arguments):
-        say(line)
     name = arguments.name or _new_name(members[0][1], folder)
     is_group = bool(sweeps) or arguments.seeds is not None
     group = Group(name=name, keys=tuple(members[0][0])) if is_group else None
@@ -142,8 +140,6 @@ def resume(arguments: argparse.Namespace) -> int:
     nodes, ranks_per_node = _size(arguments, before, target)
     topology = target.backend.topology(nodes, ranks_per_node)
     plan = _plan(resolved, topology, target.backend, arguments)
-    for line in warnings(resolved.recipe, topology, target.backend, arguments):
-        say(line)
     from launcher.commands.train import Work, train_all
 
     return train_all([Work(run=run, resolved=resolved, plan=plan)], target.backend, arguments)

@@ -19,6 +19,7 @@ from cluster.backend import Backend, backend_named
 from cluster.job import JobState
 from launcher import loading
 from launcher.code_snapshot import Tree, code_of, copy, digests_of_copy
+from launcher.commands.refusals import warnings
 from launcher.disk import synchronize
 from launcher.drift import (
     Change,
@@ -71,14 +72,17 @@ def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Names
     batches = [[work] for work in ready] if backend.needs_launcher else [ready]
     starts = [[start_of(work, len(ready), arguments) for work in batch] for batch in batches]
     submissions = [backend.render([start.job(len(start.run.attempts()) + 1) for start in batch]) for batch in starts]
+    if not arguments.dry_run:
+        for submission in submissions:
+            backend.check(submission)
+        for work in ready:
+            _check_place(work)
+    for line in warnings(ready[0].resolved.recipe, ready[0].plan.topology, backend, arguments):
+        say(line)
     if arguments.dry_run:
         from launcher.commands.bundle import show
 
         return show(ready, [start for batch in starts for start in batch], submissions, backend, arguments.bundle)
-    for submission in submissions:
-        backend.check(submission)
-    for work in ready:
-        _check_place(work)
     _make(ready)
     if not backend.needs_launcher:
         return _submit(ready, starts[0], backend)

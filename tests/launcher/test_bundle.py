@@ -16,7 +16,7 @@ TINY = str(REPOSITORY / "recipes/gpt_tiny.py")
 
 def test_a_dry_run_has_every_file_of_the_launch_that_follows(tmp_path):
     words = [*small_words(2, steps=2), "--name", "run"]
-    shown = launch(*words, "--dry-run", "--bundle", str(tmp_path / "bundle"), runs_dir=tmp_path / "runs")
+    shown = launch(*words, "--dry-run", "--no-steps", "--bundle", str(tmp_path / "bundle"), runs_dir=tmp_path / "runs")
     assert shown.returncode == 0, shown.stderr
     assert not (tmp_path / "runs").exists()
     assert "\n  steps: 2  # command line\n" in shown.stderr
@@ -42,7 +42,7 @@ def test_a_plan_has_the_same_files_as_a_dry_run_where_the_machines_are_those(tmp
         "run",
         f"--runs-dir={tmp_path / 'runs'}",
     ]
-    assert main([*words, "--dry-run", "--bundle", str(tmp_path / "dry")]) == 0
+    assert main([*words, "--dry-run", "--no-steps", "--bundle", str(tmp_path / "dry")]) == 0
     assert main([*words, "--plan", "--bundle", str(tmp_path / "plan"), "--json"]) == 0
     capsys.readouterr()
     assert main([*words, "--plan", "--json"]) == 0
@@ -61,7 +61,16 @@ def test_a_plan_for_more_machines_than_the_target_has_says_why_there_is_no_submi
 
 
 def test_members_of_a_sweep_have_a_folder_each(tmp_path, capsys):
-    words = [TINY, "--dry-run", "--name", "s", "--sweep", "optimizer.lr=1e-3,2e-3", f"--runs-dir={tmp_path / 'runs'}"]
+    words = [
+        TINY,
+        "--dry-run",
+        "--no-steps",
+        "--name",
+        "s",
+        "--sweep",
+        "optimizer.lr=1e-3,2e-3",
+        f"--runs-dir={tmp_path / 'runs'}",
+    ]
     assert main([*words, "--bundle", str(tmp_path / "bundle")]) == 0
     capsys.readouterr()
     for name, lr in (("s-0", "0.001"), ("s-1", "0.002")):
@@ -86,7 +95,7 @@ def test_values_of_secrets_are_masked(text, shown):
 def test_secrets_of_a_profile_are_neither_printed_nor_written(tmp_path, capsys):
     words = ["llama_fsdp", "--on", "slurm", "slurm.gpus=gres", "slurm.setup=export HF_TOKEN=hf_abc", "--name", "run"]
     words += ["--bundle", str(tmp_path / "bundle"), f"--runs-dir={tmp_path / 'runs'}"]
-    assert main([*words, "--dry-run"]) == 0
+    assert main([*words, "--dry-run", "--no-steps"]) == 0
     shown = capsys.readouterr()
     assert "hf_abc" not in shown.out + shown.err
     assert "export HF_TOKEN=***" in (tmp_path / "bundle/submission.sh").read_text()

@@ -12,6 +12,7 @@ from support.runs_for_tests import REPOSITORY
 from launcher.cli import main
 from launcher.places import own_disk
 
+DRY_RUN = ["--dry-run", "--no-steps"]
 LLAMA = str(REPOSITORY / "recipes/llama_fsdp.py")
 QLORA = str(REPOSITORY / "recipes/llama_qlora.py")
 TINY_GPT = str(REPOSITORY / "recipes/gpt_tiny.py")
@@ -70,7 +71,7 @@ WORKS = [
 @pytest.mark.parametrize("words", [row[1] for row in WORKS], ids=[row[0] for row in WORKS])
 def test_what_works_is_not_refused(tmp_path, capsys, monkeypatch, words):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # gloo, not NCCL
-    launch = [QLORA, "--dry-run", "--gpus=2", "--no-laptop", model(tmp_path), *words, f"--runs-dir={tmp_path / 'runs'}"]
+    launch = [QLORA, *DRY_RUN, "--gpus=2", "--no-laptop", model(tmp_path), *words, f"--runs-dir={tmp_path / 'runs'}"]
     assert main(launch) == 0
     assert "warning" not in capsys.readouterr().err
 
@@ -78,15 +79,15 @@ def test_what_works_is_not_refused(tmp_path, capsys, monkeypatch, words):
 def test_a_4_bit_base_under_zero_on_gpus_is_warned_of(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     words = [QLORA, model(tmp_path), "parallel.strategy=zero3", f"--runs-dir={tmp_path / 'runs'}"]
-    for mode in ("--plan", "--dry-run"):
-        assert main([*words, mode]) == 0
+    for mode in (["--plan"], DRY_RUN):
+        assert main([*words, *mode]) == 0
         assert "warning: quantize=nf4 with parallel.strategy=zero3 has not been tried" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", ["--plan", "--dry-run"])
+@pytest.mark.parametrize("mode", [["--plan"], DRY_RUN], ids=["plan", "dry-run"])
 def test_bf16_on_a_gpu_that_has_none_is_refused(tmp_path, capsys, monkeypatch, mode):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # the launcher then counts on one GPU
-    words = [LLAMA, mode, model(tmp_path), "--gpu", "t4", f"--runs-dir={tmp_path / 'runs'}"]
+    words = [LLAMA, *mode, model(tmp_path), "--gpu", "t4", f"--runs-dir={tmp_path / 'runs'}"]
     assert main([*words, "precision=bf16"]) == 2
     assert (
         "precision=bf16 needs an NVIDIA GPU of Ampere or later, not t4; use precision=auto" in capsys.readouterr().err
@@ -102,7 +103,7 @@ def test_files_of_another_kind_are_left_to_those_who_can_read_them(tmp_path, cap
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "config.json").write_text(config)
     (tmp_path / "tokenizer.json").write_text(tokenizer)
-    words = [LLAMA, "--dry-run", "--no-laptop", f"model.name={tmp_path}", f"--runs-dir={tmp_path / 'runs'}"]
+    words = [LLAMA, *DRY_RUN, "--no-laptop", f"model.name={tmp_path}", f"--runs-dir={tmp_path / 'runs'}"]
     assert main(words) == 0
 
 

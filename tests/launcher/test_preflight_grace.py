@@ -104,7 +104,18 @@ def test_what_is_lost_depends_on_the_worst_moment_for_a_stop(seconds, lost):
 
 def test_a_launch_warns_of_a_notice_that_is_too_short(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")  # the launcher then counts on GPUs
-    words = [RECIPE, "--gpus", "8", "--gpu", "h100", "--grace-seconds", "10", "--dry-run", f"--runs-dir={tmp_path}"]
+    words = [
+        RECIPE,
+        "--gpus",
+        "8",
+        "--gpu",
+        "h100",
+        "--grace-seconds",
+        "10",
+        "--dry-run",
+        "--no-steps",
+        f"--runs-dir={tmp_path}",
+    ]
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "warning: --grace-seconds gives 10 s of notice, and a stop may take 31 s: up to 20 s of work are lost" in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-OF_THE_START = ("started", "handle", "start")  # known when an attempt is submitted, and not before
+OF_THE_START = ("started", "launcher", "handle", "start")  # known when an attempt is submitted, and not before
 
 
 def check_bundle(bundle: Path, run: Path) -> None:
