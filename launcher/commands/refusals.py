@@ -42,6 +42,9 @@ def warnings(recipe: Recipe, topology: Topology, backend: Backend, arguments: ar
     """What may not go well."""
     yield from cautions(recipe, topology)
     yield from warnings_of_disk(backend, arguments)
+    path = recipe.data.path
+    if not backend.needs_launcher and path is not None and not Path(path).is_file():
+        yield f"warning: data.path={path} is no file here; the nodes of {backend.name} must have it"
     if (report := _report(recipe, topology, backend, arguments)) is not None:
         yield from report.warnings()
 
