@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def warnings(recipe: Recipe, topology: Topology, backend: Backend, arguments: ar
     yield from cautions(recipe, topology)
     yield from warnings_of_disk(backend, arguments)
     path = recipe.data.path
-    if not backend.needs_launcher and path is not None and not Path(path).is_file():
+    if not backend.needs_launcher and path is not None and not os.path.isfile(path):
         yield f"warning: data.path={path} is no file here; the nodes of {backend.name} must have it"
     if (report := _report(recipe, topology, backend, arguments)) is not None:
         yield from report.warnings()

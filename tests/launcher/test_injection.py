@@ -99,7 +99,7 @@ def train_and_look(folder: Path, text: str) -> list[Said]:
 
 def _train_and_look(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> list[Said]:
     name = as_file_name(text)
-    recipe = a_tree(folder, name, model=text, data=BENIGN if text in NO_PATHS else text)
+    recipe = a_tree(folder, name, model=text, data=f"{BENIGN if text in NO_PATHS else text}.jsonl")
     runs = folder / "runs" / name
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LAUNCH_RUNS_DIR", str(runs))
