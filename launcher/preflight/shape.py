@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,12 +117,12 @@ def config_of(model: Model) -> Mapping[str, Any]:
     if model.name in SHIPPED:
         return SHIPPED[model.name]
     path = Path(model.name).expanduser() / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, also for a name that can be none
         raise NoShape(f"model.name={model.name} is no folder with a config.json, and its shape does not ship")
     try:
         config: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise NoShape(f"{path} is not JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise NoShape(f"{path} cannot be read: {error}") from error
     return config
 
 
