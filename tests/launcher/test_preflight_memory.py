@@ -144,7 +144,7 @@ def test_a_configuration_that_cannot_be_computed_is_named(tmp_path, config, comp
 
 def test_a_damaged_configuration_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(NoShape, match="is not JSON"):
+    with pytest.raises(NoShape, match="cannot be read"):
         shape_of(Model(name=str(tmp_path)))
 
 
