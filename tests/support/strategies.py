@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,15 +124,23 @@ def run_phases(folder: Path, phases: list[tuple[int, list[Job]]]) -> dict[str, R
             words = [sys.executable, str(PROGRAM), str(rank), str(processes), str(folder)]
             ranks.append(subprocess.Popen(words, env=environment | {"LOCAL_RANK": str(rank)}, stdout=log, stderr=log))
     limit = SECONDS + SECONDS_PER_JOB * sum(len(jobs) for _, jobs in phases)
+    deadline = time.monotonic() + limit
     try:
-        for number, rank in enumerate(ranks):
-            assert rank.wait(limit) == 0, (folder / f"rank-{number}.log").read_text()[-3000:]
+        while any(rank.poll() is None for rank in ranks):
+            assert time.monotonic() < deadline, f"not done within {limit} s"
+            assert not any(rank.poll() for rank in ranks), _logs(folder)
+            time.sleep(0.1)
+        assert not any(rank.poll() for rank in ranks), _logs(folder)
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
     results: dict[str, dict[str, Any]] = json.loads((folder / "results.json").read_text())
     return {name: Result(**result) for name, result in results.items()}
+
+
+def _logs(folder: Path) -> str:
+    return "\n".join(log.read_text()[-3000:] for log in sorted(folder.glob("rank-*.log")))
 
 
 def whole_state(url: str) -> dict[str, torch.Tensor]:
