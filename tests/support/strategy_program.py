@@ -134,7 +134,7 @@ def main(rank: int, processes: int, folder: Path) -> None:
     for strategy in {job["settings"].get("parallel.strategy", "ddp") for _, jobs in phases for job in jobs}:
         import_module(STRATEGIES[strategy].module)
     meeting = dist.FileStore(str(folder / "meeting"), processes)
-    patience = PATIENCE * max(len(jobs) for _, jobs in phases)  # those that a phase does not need wait for all of its jobs
+    patience = PATIENCE * max(len(jobs) for _, jobs in phases)  # some ranks wait for all jobs of a phase
     if rank == 0:
         board = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=patience, wait_for_workers=False)
         meeting.set("port", str(board.port))
