@@ -17,10 +17,12 @@ class Backend(Protocol):
     """A place where jobs run.
 
     needs_launcher: the job lives no longer than the process that submitted it, which also starts it again.
+    shares_run_folder: what the job writes into the run folder is seen here, too.
     """
 
     name: str
     needs_launcher: bool
+    shares_run_folder: bool
 
     def is_reachable(self) -> bool:
         """Whether jobs can be submitted from this machine."""
@@ -52,6 +54,10 @@ class Backend(Protocol):
 
     def situation(self, handle: str) -> Situation: ...
 
+    def log_command(self, handle: str, *, follow: bool) -> tuple[str, ...]:
+        """What prints what the job prints, where its run folder is not seen here; empty elsewhere."""
+        ...
+
     def stop(self, handle: str, number: signal.Signals) -> None:
         """Ask the job to save and leave, by the signal that the launcher was asked by."""
         ...
@@ -61,7 +67,12 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS = {"local": "cluster.local:LocalBackend", "slurm": "cluster.slurm.backend:SlurmBackend"}
+BACKENDS = {
+    "kubernetes": "cluster.kubernetes.backend:KubernetesBackend",
+    "local": "cluster.local:LocalBackend",
+    "sky": "cluster.sky.backend:SkyBackend",
+    "slurm": "cluster.slurm.backend:SlurmBackend",
+}
 
 
 def backend_named(name: str, settings: Mapping[str, object] | None = None) -> Backend:

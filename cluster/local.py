@@ -25,6 +25,7 @@ class LocalBackend:
 
     name = "local"
     needs_launcher = True
+    shares_run_folder = True
 
     def __init__(self, settings: Mapping[str, object]) -> None:
         if settings:
@@ -85,6 +86,9 @@ class LocalBackend:
         child = self._children.get(handle)
         is_alive = child.poll() is None if child is not None else _is_alive(handle)
         return Situation(state=JobState.RUNNING if is_alive else JobState.ENDED)
+
+    def log_command(self, handle: str, *, follow: bool) -> tuple[str, ...]:
+        return ()
 
     def stop(self, handle: str, number: signal.Signals) -> None:
         _signal(handle, number, to_group=False)

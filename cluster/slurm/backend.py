@@ -21,6 +21,7 @@ class SlurmBackend:
 
     name = "slurm"
     needs_launcher = False
+    shares_run_folder = True
 
     def __init__(self, settings: Mapping[str, object]) -> None:
         self._settings = SlurmSettings.from_mapping(settings)
@@ -64,6 +65,9 @@ class SlurmBackend:
 
     def situation(self, handle: str) -> Situation:
         return queue.situation_of(handle)
+
+    def log_command(self, handle: str, *, follow: bool) -> tuple[str, ...]:
+        return ()
 
     def stop(self, handle: str, number: signal.Signals) -> None:
         queue.cancel(handle)

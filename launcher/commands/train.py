@@ -74,6 +74,7 @@ def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Names
     if arguments.dry_run:
         return _show(ready, submissions)
     for submission in submissions:
+        _say_warnings(submission)
         backend.check(submission)
     for work in ready:
         _check_place(work)
@@ -122,7 +123,10 @@ def _start_of(work: Work, count: int, arguments: argparse.Namespace) -> Start:
     }  # fmt: skip
     name = work.group.name if work.group is not None and count > 1 else work.run.name
     topology = work.plan.topology
-    return Start(run=work.run, name=name, recipe=work.resolved.recipe, topology=topology, settings=settings)
+    return Start(
+        run=work.run, name=name, checkpoints=work.checkpoints or work.run.checkpoints, recipe=work.resolved.recipe,
+        topology=topology, settings=settings,
+    )  # fmt: skip
 
 
 def _show(works: Sequence[Work], submissions: Sequence[Submission]) -> int:
@@ -130,7 +134,15 @@ def _show(works: Sequence[Work], submissions: Sequence[Submission]) -> int:
     say("dry run: nothing is made, nothing is submitted; this would be")
     for submission in submissions:
         answer_lines(str(submission))
+        _say_warnings(submission)
+        for text in submission.unchecked:
+            say(f"not checked here: {text}")
     return 0
+
+
+def _say_warnings(submission: Submission) -> None:
+    for text in submission.warnings:
+        say(f"note: {text}")
 
 
 def _check_place(work: Work) -> None:

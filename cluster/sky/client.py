@@ -1,0 +1,76 @@
+"""What is asked of SkyPilot, through its command `sky`, which may be installed anywhere on the PATH."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.errors import ClusterError, Refused
+from cluster.job import JobState, Situation
+
+_SECONDS = 120.0  # it may have to start its own server first
+_LAUNCH_SECONDS = 1800.0  # the first job of all waits for the machine of the controller
+_STATES = {
+    "PENDING": JobState.PENDING, "SUBMITTED": JobState.PENDING, "STARTING": JobState.PENDING,
+    "RECOVERING": JobState.PENDING, "RUNNING": JobState.RUNNING, "WINDING_DOWN": JobState.RUNNING,
+    "CANCELLING": JobState.RUNNING,
+}  # fmt: skip
+_GOOD_ENDS = {"SUCCEEDED", "CANCELLED"}
+
+
+class SkySilent(ClusterError):
+    """SkyPilot cannot be asked."""
+
+    exit_code = 3
+
+
+def launch(command: tuple[str, ...]) -> None:
+    """Raises Refused with what SkyPilot says, and SkySilent."""
+    _run(*command, seconds=_LAUNCH_SECONDS)
+
+
+def cancel(name: str) -> None:
+    _run("sky", "jobs", "cancel", "--yes", "--name", name)
+
+
+def situation_of(name: str) -> Situation:
+    """Of the newest job of this name; one that SkyPilot has forgotten has ended."""
+    try:
+        jobs = json.loads(_run("sky", "jobs", "queue", "--all", "--output", "json"))
+    except (ClusterError, ValueError) as error:
+        return Situation(state=JobState.UNKNOWN, reason=str(error))
+    mine = [job for job in jobs if job.get("job_name") == name]
+    if not mine:
+        return Situation(state=JobState.ENDED, reason="SkyPilot has no such job any more")
+    return _situation(max(mine, key=lambda job: int(job["job_id"])))
+
+
+def _situation(job: Mapping[str, Any]) -> Situation:
+    word = str(job["status"])
+    said = " ".join(filter(None, (job.get("failure_reason"), job.get("details"), job.get("infra"))))
+    state = _STATES.get(word, JobState.ENDED)
+    ended_as = "" if state is not JobState.ENDED else word if word in _GOOD_ENDS else "FAILED"
+    return Situation(
+        state=state, reason=f"{word}: {said}" if said else word, starts_again=int(job.get("recovery_count") or 0),
+        ended_as=ended_as,
+    )  # fmt: skip
+
+
+def _run(*command: str, seconds: float = _SECONDS) -> str:
+    """What the command prints. Raises SkySilent when it is missing or gets no answer, and Refused when it fails."""
+    try:
+        result = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except FileNotFoundError as error:
+        raise SkySilent(
+            "sky is not on this machine; install SkyPilot in an environment of its own, and put its sky on the PATH"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise SkySilent(f"{' '.join(command[:3])} does not answer within {seconds:.0f} s; try again later") from error
+    if result.returncode == 0:
+        return result.stdout
+    said = (result.stderr.strip() or result.stdout.strip() or f"it exits with {result.returncode}").splitlines()[-1]
+    raise Refused(f"{' '.join(command[:3])}: {said}")
