@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Protocol
@@ -54,8 +54,8 @@ class Backend(Protocol):
 
     def situation(self, handle: str) -> Situation: ...
 
-    def log_command(self, handle: str, *, follow: bool) -> tuple[str, ...]:
-        """What prints what the job prints, where its run folder is not seen here; empty elsewhere."""
+    def log_lines(self, handle: str, *, follow: bool) -> Iterator[str]:
+        """What the job prints, where its run folder is not seen here; elsewhere nothing. Raises ClusterError."""
         ...
 
     def stop(self, handle: str, number: signal.Signals) -> None:

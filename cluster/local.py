@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -87,8 +87,8 @@ class LocalBackend:
         is_alive = child.poll() is None if child is not None else _is_alive(handle)
         return Situation(state=JobState.RUNNING if is_alive else JobState.ENDED)
 
-    def log_command(self, handle: str, *, follow: bool) -> tuple[str, ...]:
-        return ()
+    def log_lines(self, handle: str, *, follow: bool) -> Iterator[str]:
+        return iter(())
 
     def stop(self, handle: str, number: signal.Signals) -> None:
         _signal(handle, number, to_group=False)

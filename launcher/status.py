@@ -31,11 +31,14 @@ def run_state(run: Run) -> dict[str, Any]:
     summary, latest = _summary(run, records, all_attempts)
     attempts += [latest] if latest else []
     entry = CommitLog(open_store(run.checkpoints)).read()
+    live = entry.live if entry else ()
+    # There are no metrics of a run that goes on elsewhere; its commits tell, too.
+    summary["step"] = summary["step"] or max((commit.step for commit in live), default=0)
     return {
         **summary,
         "attempts": attempts,
         "stragglers": [asdict(found) for found in stragglers(all_attempts[-1].paces())] if all_attempts else [],
-        "commits": commits_as_json(entry.live if entry else ()),
+        "commits": commits_as_json(live),
     }
 
 
@@ -95,12 +98,13 @@ def commits_as_json(commits: Iterable[Commit]) -> list[dict[str, object]]:
 
 @dataclass(frozen=True, slots=True)
 class _JobState:
-    """The job of an attempt, and how it is."""
+    """The job of an attempt, and how it is. is_seen: what it writes into the run folder is here."""
 
     target: str
     handle: str
     situation: Situation
     is_of_scheduler: bool
+    is_seen: bool
 
     def to_json(self) -> dict[str, Any]:
         situation = self.situation
@@ -127,7 +131,9 @@ def _job(attempt: Attempt) -> _JobState | None:
         situation = Situation(state=JobState.ENDED)
     else:
         situation = backend.situation(record["handle"])
-    return _JobState(record["target"], record["handle"], situation, not backend.needs_launcher)
+    return _JobState(
+        record["target"], record["handle"], situation, not backend.needs_launcher, backend.shares_run_folder
+    )
 
 
 def _ended_state(attempt: Attempt, records: Records) -> dict[str, Any]:
@@ -161,6 +167,8 @@ def _as_json(attempt: Attempt, records: Records, state: str, cause: str) -> dict
 
 
 def _state_without_outcome(attempt: Attempt, job: _JobState | None, *, has_steps: bool) -> tuple[str, str]:
+    if job is not None and job.situation.ended_as:
+        return job.situation.ended_as, job.situation.reason
     if job is None or job.situation.state is JobState.ENDED:
         what = str(job) if job is not None and job.is_of_scheduler else "its node process is gone"
         return "LOST", f"{what}; resume the run"
@@ -169,7 +177,8 @@ def _state_without_outcome(attempt: Attempt, job: _JobState | None, *, has_steps
     event = _last_event(attempt)
     if event.get("event") == "restarted":
         return "RECOVERING", str(event.get("cause"))
-    return ("RUNNING" if has_steps else "STARTING"), str(job) if job.situation.state is JobState.UNKNOWN else ""
+    is_running = has_steps or not job.is_seen
+    return ("RUNNING" if is_running else "STARTING"), str(job) if job.situation.state is JobState.UNKNOWN else ""
 
 
 def _last_event(attempt: Attempt) -> dict[str, Any]:

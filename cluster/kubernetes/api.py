@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -138,7 +139,8 @@ class _Clients:
     def __init__(self, context: str | None) -> None:
         from kubernetes import client, config
 
-        self.api = config.new_client_from_config(context=context)
+        # Left to itself it looks at the variable once, when it is imported.
+        self.api = config.new_client_from_config(config_file=os.environ.get("KUBECONFIG"), context=context)
         self.api.configuration.retries = False
         self.objects = client.CustomObjectsApi(self.api)
         self.core = client.CoreV1Api(self.api)

@@ -77,8 +77,8 @@ class KubernetesBackend:
     def situation(self, handle: str) -> Situation:
         return api.situation_of(handle)
 
-    def log_command(self, handle: str, *, follow: bool) -> tuple[str, ...]:
-        return ()
+    def log_lines(self, handle: str, *, follow: bool) -> Iterator[str]:
+        return iter(())
 
     def stop(self, handle: str, number: signal.Signals) -> None:
         api.delete(handle)

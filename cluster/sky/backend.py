@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from cluster.errors import ClusterError
@@ -76,8 +76,8 @@ class SkyBackend:
     def situation(self, handle: str) -> Situation:
         return client.situation_of(handle)
 
-    def log_command(self, handle: str, *, follow: bool) -> tuple[str, ...]:
-        return ("sky", "jobs", "logs", "--name", handle, "--follow" if follow else "--no-follow")
+    def log_lines(self, handle: str, *, follow: bool) -> Iterator[str]:
+        return client.log_lines(handle, follow=follow)
 
     def stop(self, handle: str, number: signal.Signals) -> None:
         client.cancel(handle)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.errors import ClusterError, Refused
@@ -17,6 +18,9 @@ _STATES = {
     "RECOVERING": JobState.PENDING, "RUNNING": JobState.RUNNING, "WINDING_DOWN": JobState.RUNNING,
     "CANCELLING": JobState.RUNNING,
 }  # fmt: skip
+_MISSING = "sky is not on this machine; install SkyPilot in an environment of its own, and put its sky on the PATH"
+_ALL_ENDED = "No in-progress managed jobs"
+_CONTROLLER_STOPPED = "no managed job is in progress; sky jobs queue --refresh tells how this one ended"
 _GOOD_ENDS = {"SUCCEEDED", "CANCELLED"}
 
 
@@ -35,11 +39,27 @@ def cancel(name: str) -> None:
     _run("sky", "jobs", "cancel", "--yes", "--name", name)
 
 
+def log_lines(name: str, *, follow: bool) -> Iterator[str]:
+    """As they come, from the first one on. Raises SkySilent."""
+    command = ("sky", "jobs", "logs", "--name", name, "--tail", "0", "--follow" if follow else "--no-follow")
+    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    try:
+        process = subprocess.Popen(command, stdin=nothing, stdout=pipe, text=True, errors="replace")
+    except FileNotFoundError as error:
+        raise SkySilent(_MISSING) from error
+    with process:
+        assert process.stdout is not None
+        yield from (line.removesuffix("\n") for line in process.stdout)
+
+
 def situation_of(name: str) -> Situation:
     """Of the newest job of this name; one that SkyPilot has forgotten has ended."""
     try:
-        jobs = json.loads(_run("sky", "jobs", "queue", "--all", "--output", "json"))
+        said = _run("sky", "jobs", "queue", "--all", "--verbose", "--output", "json")
+        jobs = json.loads(re.sub(r"\A[^\[].*\n", "", said))  # a first line may say that its server was started
     except (ClusterError, ValueError) as error:
+        if _ALL_ENDED in str(error):
+            return Situation(state=JobState.ENDED, reason=_CONTROLLER_STOPPED)
         return Situation(state=JobState.UNKNOWN, reason=str(error))
     mine = [job for job in jobs if job.get("job_name") == name]
     if not mine:
@@ -65,9 +85,7 @@ def _run(*command: str, seconds: float = _SECONDS) -> str:
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
         )
     except FileNotFoundError as error:
-        raise SkySilent(
-            "sky is not on this machine; install SkyPilot in an environment of its own, and put its sky on the PATH"
-        ) from error
+        raise SkySilent(_MISSING) from error
     except subprocess.TimeoutExpired as error:
         raise SkySilent(f"{' '.join(command[:3])} does not answer within {seconds:.0f} s; try again later") from error
     if result.returncode == 0:

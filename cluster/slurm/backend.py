@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -66,8 +66,8 @@ class SlurmBackend:
     def situation(self, handle: str) -> Situation:
         return queue.situation_of(handle)
 
-    def log_command(self, handle: str, *, follow: bool) -> tuple[str, ...]:
-        return ()
+    def log_lines(self, handle: str, *, follow: bool) -> Iterator[str]:
+        return iter(())
 
     def stop(self, handle: str, number: signal.Signals) -> None:
         queue.cancel(handle)
