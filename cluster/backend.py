@@ -72,6 +72,7 @@ BACKENDS = {
     "local": "cluster.local:LocalBackend",
     "sky": "cluster.sky.backend:SkyBackend",
     "slurm": "cluster.slurm.backend:SlurmBackend",
+    "torchx": "cluster.torchx_:TorchxBackend",
 }
 
 

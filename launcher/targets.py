@@ -41,7 +41,8 @@ def choose_target(on: str | None, nodes: int, words: Sequence[str], before: Mapp
         profile = PROFILES / f"{Path(on).name}.yaml"
         name, settings = _read_profile(profile)
     else:
-        name = on
+        name, _, scheduler = on.partition(":")
+        settings = {"scheduler": scheduler} if scheduler else {}
     given, rest = _split(words, name)
     return Target(backend=backend_named(name, settings | given), words=rest, profile=profile)
 
