@@ -164,8 +164,8 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on",
         metavar="TARGET",
-        help="where to run: local, slurm, or NAME for profiles/NAME.yaml (default: slurm for several nodes, if there "
-        "is one, else local)",
+        help="where to run: local, slurm, kubernetes, sky, torchx:SCHEDULER, or NAME for profiles/NAME.yaml (default: "
+        "slurm for several nodes, if there is one, else local)",
     )
     parser.add_argument("--nodes", "--nnodes", type=_positive, metavar="N", help="machines (default 1)")
     parser.add_argument(

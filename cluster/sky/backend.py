@@ -64,6 +64,7 @@ class SkyBackend:
         for name in self._settings.secrets:
             if not os.environ.get(name):
                 raise ClusterError(f"sky.secrets names {name}, which is not set here; export it, or leave it out")
+        client.check_installed()
 
     def submit(self, submission: Submission) -> list[str]:
         handles = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,6 +29,12 @@ class SkySilent(ClusterError):
     """SkyPilot cannot be asked."""
 
     exit_code = 3
+
+
+def check_installed() -> None:
+    """Raises SkySilent."""
+    if shutil.which("sky") is None:
+        raise SkySilent(_MISSING)
 
 
 def launch(command: tuple[str, ...]) -> None:
