@@ -5,6 +5,7 @@ torchx describes a job and hands it on; how often it is started is the launcher'
 
 from __future__ import annotations
 
+import atexit
 import re
 import signal
 import sys
@@ -185,6 +186,7 @@ def _runner() -> Iterator[Any]:
 
     if not _runners:
         _runners.append(get_runner())
+        atexit.register(_runners[0].close)
     try:
         yield _runners[0]
     except Exception as error:  # each scheduler has errors of its own

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from support import sky
 from support.jobs import JOB
 from support.runs_for_tests import REPOSITORY
 
@@ -98,7 +99,9 @@ def test_several_nodes_are_refused():
         SkyBackend({}).topology(2, 8)
 
 
-def test_a_secret_is_named_and_never_shown(monkeypatch):
+def test_a_secret_is_named_and_never_shown(tmp_path, monkeypatch):
+    sky.install(tmp_path / "sky")
+    monkeypatch.setenv("PATH", f"{tmp_path}/sky/bin")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     backend = SkyBackend(WHOLE)
     submission = backend.render([ONE])

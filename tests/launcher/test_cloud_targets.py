@@ -55,11 +55,8 @@ def test_a_dry_run_shows_what_would_be_sent_and_what_it_could_not_check(tmp_path
         (2, "sky.accelerators='H10' is no accelerator", ("--on", "sky", *BUCKET, "sky.accelerators=H10")),
         (2, "did you mean us-east-1?", ("--on", "sky", *BUCKET, "sky.cloud=aws", "sky.region=us-eats-1")),
         (2, "--nodes 2 is more than --on sky has (1)", ("--on", "sky", *BUCKET, "--nodes", "2")),
-        (
-            2,
-            "sky.secrets names NO_SUCH_KEY, which is not set here",
-            ("--on", "sky", *BUCKET, "sky.secrets=NO_SUCH_KEY"),
-        ),
+        (2, "sky.secrets names NO_KEY, which is not set here", ("--on", "sky", *BUCKET, "sky.secrets=NO_KEY")),
+        (3, "sky is not on this machine; install SkyPilot", ("--on", "sky", *BUCKET)),
         (2, "needs kubernetes.image", ("--on", "kubernetes", "kubernetes.volume=runs")),
         (2, "kubernetes.spot is a setting of --on kubernetes", ("--on", "local", "kubernetes.spot=true")),
         (2, "--nodes 2 is more than --on torchx has (1)", ("--on", "torchx:aws_batch", "--nodes", "2")),
