@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from cluster.errors import ClusterError
 from cluster.topology import Topology
 
 FINAL_CODES = (1, 2, 4, 93)  # a node process that ends with one of them has failed, and is not started again
@@ -90,6 +92,22 @@ class Request:
     def write(self) -> None:
         self.path.parent.mkdir(exist_ok=True)
         self.path.write_text(self.text)
+
+
+def send_all(
+    requests: Iterable[Request], send: Callable[[Request], str], take_back: Callable[[str], None]
+) -> list[str]:
+    """The handle that `send` gives for each request. When one is refused, those that were sent are taken back."""
+    handles: list[str] = []
+    try:
+        for request in requests:
+            request.write()
+            handles.append(send(request))
+    except ClusterError:
+        for handle in handles:
+            take_back(handle)
+        raise
+    return handles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

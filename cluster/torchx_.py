@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster import settings as reading
 from cluster.errors import ClusterError, Refused
-from cluster.job import Job, JobState, Request, Situation, Submission
+from cluster.job import Job, JobState, Request, Situation, Submission, send_all
 from cluster.topology import Topology
 from cluster.yaml_text import as_yaml
 
@@ -124,14 +124,11 @@ class TorchxBackend:
                 runner.dryrun(_app_of(request), self._settings.scheduler, _options(runner, self._settings))
 
     def submit(self, submission: Submission) -> list[str]:
-        handles = []
-        for request in submission.requests:
-            request.write()
-            with _runner() as runner:
-                handles.append(
-                    str(runner.run(_app_of(request), self._settings.scheduler, _options(runner, self._settings)))
-                )
-        return handles
+        return send_all(submission.requests, self._run, self.kill)
+
+    def _run(self, request: Request) -> str:
+        with _runner() as runner:
+            return str(runner.run(_app_of(request), self._settings.scheduler, _options(runner, self._settings)))
 
     def situation(self, handle: str) -> Situation:
         try:
@@ -147,11 +144,12 @@ class TorchxBackend:
         return iter(())
 
     def stop(self, handle: str, number: signal.Signals) -> None:
-        with _runner() as runner:
-            runner.cancel(handle)
+        self.kill(handle)
 
     def kill(self, handle: str) -> None:
-        self.stop(handle, signal.SIGKILL)
+        """Torchx has one way to end a job; what comes before the end by force is its scheduler's affair."""
+        with _runner() as runner:
+            runner.cancel(handle)
 
     def _app(self, job: Job) -> dict[str, Any]:
         """An AppDef, as data."""

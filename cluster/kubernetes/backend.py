@@ -6,8 +6,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-from cluster.errors import ClusterError
-from cluster.job import Job, Request, Situation, Submission
+from cluster.job import Job, Request, Situation, Submission, send_all
 from cluster.kubernetes import api
 from cluster.kubernetes.manifest import USUAL_GRACE_SECONDS, cpus_per_node, grace_seconds, jobset, path_of
 from cluster.kubernetes.settings import KubernetesSettings
@@ -63,16 +62,9 @@ class KubernetesBackend:
             api.create(request.text, self._settings.context, is_trial=True)
 
     def submit(self, submission: Submission) -> list[str]:
-        handles: list[str] = []
-        try:
-            for request in submission.requests:
-                request.write()
-                handles.append(api.create(request.text, self._settings.context))
-        except ClusterError:
-            for handle in handles:
-                api.delete(handle)
-            raise
-        return handles
+        return send_all(
+            submission.requests, lambda request: api.create(request.text, self._settings.context), api.delete
+        )
 
     def situation(self, handle: str) -> Situation:
         return api.situation_of(handle)

@@ -17,6 +17,7 @@ from cluster.kubernetes.settings import PROVIDERS, KubernetesSettings
 CPUS_PER_GPU = 4
 USUAL_GRACE_SECONDS = 120
 _CONTAINER = "node"
+_NEVER_STARTED = (126, 127, 128)  # what shells and container runtimes say of a command that cannot be executed
 
 
 def jobset(job: Job, settings: KubernetesSettings) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def cpus_per_node(settings: KubernetesSettings, ranks_per_node: int) -> int:
 def _job(job: Job, settings: KubernetesSettings) -> dict[str, Any]:
     nodes = job.topology.nodes
     taken = {"type": "DisruptionTarget", "status": "True"}
-    not_final = {"containerName": _CONTAINER, "operator": "NotIn", "values": list(FINAL_CODES)}
+    not_final = {"containerName": _CONTAINER, "operator": "NotIn", "values": [*FINAL_CODES, *_NEVER_STARTED]}
     return {
         "parallelism": nodes,
         "completions": nodes,

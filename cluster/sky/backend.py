@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from cluster.errors import ClusterError
-from cluster.job import Job, Request, Situation, Submission
+from cluster.job import Job, Request, Situation, Submission, send_all
 from cluster.sky import client
 from cluster.sky.settings import SkySettings
 from cluster.sky.task import task
@@ -67,12 +67,7 @@ class SkyBackend:
         client.check_installed()
 
     def submit(self, submission: Submission) -> list[str]:
-        handles = []
-        for request in submission.requests:
-            request.write()
-            client.launch(request.command)
-            handles.append(request.path.stem)
-        return handles
+        return send_all(submission.requests, _launch, client.cancel)
 
     def situation(self, handle: str) -> Situation:
         return client.situation_of(handle)
@@ -97,3 +92,8 @@ class SkyBackend:
 
     def _credentials(self) -> str:
         return ", ".join(self._settings.secrets) or "the role that its cloud gives it, as sky.secrets is not given"
+
+
+def _launch(request: Request) -> str:
+    client.launch(request.command)
+    return request.path.stem
