@@ -29,7 +29,7 @@ class SkyBackend:
         self._settings = SkySettings.from_mapping(settings)
 
     def is_reachable(self) -> bool:
-        return False  # nobody is sent to a cloud who has not asked for it
+        return client.is_installed()
 
     def topology(self, nodes: int, ranks_per_node: int | None) -> Topology:
         if nodes > 1:

@@ -31,9 +31,13 @@ class SkySilent(ClusterError):
     exit_code = 3
 
 
+def is_installed() -> bool:
+    return shutil.which("sky") is not None
+
+
 def check_installed() -> None:
     """Raises SkySilent."""
-    if shutil.which("sky") is None:
+    if not is_installed():
         raise SkySilent(_MISSING)
 
 
