@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Protocol
@@ -20,12 +20,15 @@ class Backend(Protocol):
     stop_signals: by these it asks the processes of a job to stop, before it ends them by force.
     resumes_there: a run that was there goes on there, with as many nodes and ranks, if nothing else is said.
     note: what to know of the place before something runs there; empty for nothing.
+    shares_run_folder: what the job writes into the run folder is seen here, too.
     """
 
     name: str
     needs_launcher: bool
     resumes_there: bool
     note: str
+
+    shares_run_folder: bool
 
     @property
     def stop_signals(self) -> tuple[signal.Signals, ...]: ...
@@ -67,6 +70,10 @@ class Backend(Protocol):
 
     def situation(self, handle: str) -> Situation: ...
 
+    def log_lines(self, handle: str, *, follow: bool) -> Iterator[str]:
+        """What the job prints, where its run folder is not seen here; elsewhere nothing. Raises ClusterError."""
+        ...
+
     def stop(self, handle: str, number: signal.Signals) -> None:
         """Ask the job to save and leave, by the signal that the launcher was asked by."""
         ...
@@ -77,9 +84,12 @@ class Backend(Protocol):
 
 
 BACKENDS = {
+    "kubernetes": "cluster.kubernetes.backend:KubernetesBackend",
     "local": "cluster.local:LocalBackend",
     "local_spot": "cluster.spot.local:LocalSpotBackend",
+    "sky": "cluster.sky.backend:SkyBackend",
     "slurm": "cluster.slurm.backend:SlurmBackend",
+    "torchx": "cluster.torchx_:TorchxBackend",
 }
 
 

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class LocalBackend:
     stop_signals = (signal.SIGTERM,)
     resumes_there = False
     note = ""
+    shares_run_folder = True
 
     def __init__(self, settings: Mapping[str, object]) -> None:
         if settings:
@@ -91,6 +92,9 @@ class LocalBackend:
         child = self._children.get(handle)
         is_alive = child.poll() is None if child is not None else _is_alive(handle)
         return Situation(state=JobState.RUNNING if is_alive else JobState.ENDED)
+
+    def log_lines(self, handle: str, *, follow: bool) -> Iterator[str]:
+        return iter(())
 
     def stop(self, handle: str, number: signal.Signals) -> None:
         _signal(handle, number, to_group=False)

@@ -166,8 +166,8 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on",
         metavar="TARGET",
-        help="where to run: local, slurm, spot, or NAME for profiles/NAME.yaml (default: slurm for several nodes, if "
-        "there is one, else local)",
+        help="where to run: local, slurm, spot, kubernetes, sky, torchx:SCHEDULER, or NAME for profiles/NAME.yaml "
+        "(default: slurm for several nodes, if there is one, else local)",
     )
     parser.add_argument("--nodes", "--nnodes", type=_positive, metavar="N", help="machines (default 1)")
     parser.add_argument(

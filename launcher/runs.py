@@ -12,6 +12,7 @@ attempts/0001/logs/          one file per rank and one per node
 attempts/0001/pace/          how fast the ranks are, one file per node
 attempts/0001/leader.json    where the agents of other nodes find the first one; for its user alone
 slurm/                       what was submitted to Slurm, and what the batch script printed
+kubernetes/, sky/, torchx/   what was submitted there
 metrics.jsonl, tensorboard/  one record per step
 checkpoints/                 the commit log and the saves, if run.json does not say that they are elsewhere
 """

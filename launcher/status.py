@@ -33,11 +33,14 @@ def run_state(run: Run) -> dict[str, Any]:
     summary, latest = _summary(run, records, all_attempts)
     attempts += [latest] if latest else []
     entry = CommitLog(open_store(run.checkpoints)).read()
+    live = entry.live if entry else ()
+    # There are no metrics of a run that goes on elsewhere; its commits tell, too.
+    summary["step"] = summary["step"] or max((commit.step for commit in live), default=0)
     return {
         **summary,
         "attempts": attempts,
         "stragglers": [asdict(found) for found in stragglers(all_attempts[-1].paces())] if all_attempts else [],
-        "commits": commits_as_json(entry.live if entry else ()),
+        "commits": commits_as_json(live),
     }
 
 
@@ -99,13 +102,14 @@ def commits_as_json(commits: Iterable[Commit]) -> list[dict[str, object]]:
 
 @dataclass(frozen=True, slots=True)
 class _JobState:
-    """The job of an attempt, and how it is."""
+    """The job of an attempt, and how it is. is_seen: what it writes into the run folder is here."""
 
     target: str
     handle: str
     situation: Situation
     is_of_scheduler: bool
     is_followed: bool  # by a launcher that starts another one
+    is_seen: bool
 
     def to_json(self) -> dict[str, Any]:
         situation = self.situation
@@ -134,7 +138,10 @@ def _job(attempt: Attempt) -> _JobState | None:
         situation = backend.situation(record["handle"])
     launcher = record.get("launcher")
     is_followed = launcher is not None and backend.situation(launcher).state is not JobState.ENDED
-    return _JobState(record["target"], record["handle"], situation, not backend.needs_launcher, is_followed)
+    return _JobState(
+        target=record["target"], handle=record["handle"], situation=situation,
+        is_of_scheduler=not backend.needs_launcher, is_followed=is_followed, is_seen=backend.shares_run_folder,
+    )  # fmt: skip
 
 
 def _ended_state(attempt: Attempt, records: Records) -> dict[str, Any]:
@@ -174,6 +181,8 @@ def _lost_steps(attempt: Attempt) -> int:
 
 
 def _state_without_outcome(attempt: Attempt, job: _JobState | None, *, has_steps: bool) -> tuple[str, str]:
+    if job is not None and job.situation.ended_as:
+        return job.situation.ended_as, job.situation.reason
     if job is None or job.situation.state is JobState.ENDED:
         what = str(job) if job is not None and job.is_of_scheduler else "its node process is gone"
         return "LOST", f"{what}; resume the run"
@@ -182,7 +191,8 @@ def _state_without_outcome(attempt: Attempt, job: _JobState | None, *, has_steps
     event = _last_event(attempt)
     if event.get("event") == "restarted":
         return "RECOVERING", str(event.get("cause"))
-    return ("RUNNING" if has_steps else "STARTING"), str(job) if job.situation.state is JobState.UNKNOWN else ""
+    is_running = has_steps or not job.is_seen
+    return ("RUNNING" if is_running else "STARTING"), str(job) if job.situation.state is JobState.UNKNOWN else ""
 
 
 def _last_event(attempt: Attempt) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from cluster.backend import Backend
 from cluster.errors import ClusterError, NoCapacity
@@ -44,19 +45,22 @@ _MODULES_THAT_LOOK_AT_THE_GPU = ("peft", "bitsandbytes")  # when they are import
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """A run that is about to start. name: what its place shows. settings: what else its attempt's record says."""
+    """A run that is about to start. name: what its place shows. checkpoints: the URL or path of its store.
+    settings: what else its attempt's record says."""
 
     run: Run
     name: str
+    checkpoints: str
     recipe: Recipe
     topology: Topology
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]
 
     def job(self, number: int) -> Job:
         """What attempt `number` asks of its backend."""
         run = self.run
         return Job(
             name=self.name,
+            attempt=number,
             command=(sys.executable, "-m", "launcher.train", str(run.folder), str(number)),
             entry="launcher.on_node:train",
             run_folder=run.folder,
@@ -64,6 +68,9 @@ class Start:
             logs=run.attempt(number).logs,
             environment=_environment(self.topology),
             topology=self.topology,
+            checkpoints=self.checkpoints,
+            resume=self._resume(),
+            grace_seconds=self.settings["grace_seconds"],
         )
 
     def record(self, backend: Backend) -> dict[str, object]:
@@ -75,6 +82,14 @@ class Start:
             "commits": commit_count(self.run),
             **self.settings,
         }
+
+    def _resume(self) -> tuple[str, ...]:
+        """Another machine has nothing of the attempts before, and whoever had the run before is gone."""
+        words = ["resume", "--on", "local", "--takeover", "--gpus", str(self.topology.ranks_per_node)]
+        words += ["--hang-seconds", str(self.settings["hang_seconds"])]
+        if self.settings["grace_seconds"] is not None:
+            words += ["--grace-seconds", str(self.settings["grace_seconds"])]
+        return (*words, *(f"--allow-change={field}" for field in self.settings["allow_change"]))
 
 
 def supervise(start: Start, backend: Backend, display: Display) -> Outcome:

@@ -50,7 +50,8 @@ def choose_target(
         profile = PROFILES / f"{Path(on).name}.yaml"
         name, settings = _read_profile(profile)
     else:
-        name = SPOT if on == "spot" else on
+        name, _, scheduler = (SPOT if on == "spot" else on).partition(":")
+        settings = {"scheduler": scheduler} if scheduler else {}
     given, rest = _split(words, name)
     if spot and name != SPOT:
         flag = f"--spot-{next(iter(spot)).replace('_', '-')}"

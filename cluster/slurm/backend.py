@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +23,7 @@ class SlurmBackend:
     needs_launcher = False
     resumes_there = True
     note = ""
+    shares_run_folder = True
 
     def __init__(self, settings: Mapping[str, object]) -> None:
         self._settings = SlurmSettings.from_mapping(settings)
@@ -74,6 +75,9 @@ class SlurmBackend:
 
     def situation(self, handle: str) -> Situation:
         return queue.situation_of(handle)
+
+    def log_lines(self, handle: str, *, follow: bool) -> Iterator[str]:
+        return iter(())
 
     def stop(self, handle: str, number: signal.Signals) -> None:
         queue.cancel(handle)

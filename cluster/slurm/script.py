@@ -9,21 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.job import Job
+from cluster.job import FINAL_CODES, Job
 from cluster.slurm import container
 from cluster.slurm.settings import SlurmSettings
 
 CPUS_PER_GPU = 4
 FOLDER = "slurm"  # of a run: what is submitted, and what the batch script prints
 
-# By these a run has ended, and need not be started again: see the exit codes of `launch`.
-_FINAL_CODES = "0|1|2|4|93"
-
 _MISSING = "is not visible on this node; --runs-dir must be on a file system that all share"
 
 _END = f"""\
 code=$?
-case $code in {_FINAL_CODES}) exit $code ;; esac
+case $code in 0|{"|".join(map(str, FINAL_CODES))}) exit $code ;; esac
 # Preempted, out of time, or lost. Slurm starts the job again by itself if it has ended it; and not if somebody has
 # cancelled it. In the time before it would end it, only this does.
 job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from cluster import settings
 from cluster.errors import ClusterError
 
-_WORD = re.compile(r"[A-Za-z0-9_.,:+@=&|*()\[\]!/-]+")
 _TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}|infinite|unlimited", re.IGNORECASE)
 _MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
 SIGNALS = ("USR2", "USR1", "TERM", "HUP", "INT")
@@ -59,71 +58,12 @@ class SlurmSettings:
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> SlurmSettings:
         """Values as a person writes them, or as `dataclasses.asdict` gives them. Raises ClusterError."""
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                nearest = get_close_matches(key, known, n=1)
-                hint = f"did you mean slurm.{nearest[0]}?" if nearest else f"there are: {', '.join(known)}"
-                raise ClusterError(f"unknown setting slurm.{key}; {hint}")
-        read: dict[str, Any] = {  # each reader gives the type of its field
-            key: _READERS[key](f"slurm.{key}", value) for key, value in values.items() if value is not None
-        }
-        return cls(**read)
-
-
-def _word(key: str, value: object) -> str:
-    text = str(value)
-    if not _WORD.fullmatch(text):
-        raise ClusterError(f"{key}={text!r} must be one word of letters, digits and _.,:+@=&|*()[]!/-")
-    return text
-
-
-def _matching(pattern: re.Pattern[str], remedy: str) -> Callable[[str, object], str]:
-    def read(key: str, value: object) -> str:
-        text = str(value)
-        if not pattern.fullmatch(text):
-            raise ClusterError(f"{key}={text!r} {remedy}")
-        return text
-
-    return read
-
-
-def _one_of(choices: tuple[str, ...]) -> Callable[[str, object], str]:
-    def read(key: str, value: object) -> str:
-        if value not in choices:
-            raise ClusterError(f"{key}={str(value)!r} is not one of {', '.join(choices)}")
-        return str(value)
-
-    return read
-
-
-def _number(least: int, most: int) -> Callable[[str, object], int]:
-    def read(key: str, value: object) -> int:
-        text = str(value)
-        if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= most:
-            raise ClusterError(f"{key}={text!r} is not a whole number from {least} to {most}")
-        return int(text)
-
-    return read
-
-
-def _truth(key: str, value: object) -> bool:
-    text = str(value).lower()
-    if text not in ("true", "false"):
-        raise ClusterError(f"{key}={str(value)!r} is not true or false")
-    return text == "true"
-
-
-def _lines(key: str, value: object) -> tuple[str, ...]:
-    lines = tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
-    for line in lines:
-        if not line.isprintable():
-            raise ClusterError(f"{key}={line!r} must be one printable line; use a list for several")
-    return lines
+        found: dict[str, Any] = settings.read("slurm", values, _READERS)
+        return cls(**found)  # each reader gives the type of its field
 
 
 def _mounts(key: str, value: object) -> tuple[str, ...]:
-    lines = _lines(key, value)
+    lines = settings.lines(key, value)
     for line in lines:
         if not _MOUNT.fullmatch(line):
             raise ClusterError(
@@ -133,27 +73,31 @@ def _mounts(key: str, value: object) -> tuple[str, ...]:
 
 
 def _options(key: str, value: object) -> tuple[str, ...]:
-    lines = _lines(key, value)
+    lines = settings.lines(key, value)
     for line in lines:
         if not re.match(r"--?[A-Za-z]", line):
             raise ClusterError(f"{key}={line!r} must be an option of sbatch, such as --mail-type=END")
     return lines
 
 
-_READERS: Mapping[str, Callable[[str, object], object]] = {
-    **dict.fromkeys(("account", "partition", "qos", "constraint", "reservation", "exclude", "gpu_type"), _word),
-    "time": _matching(_TIME, "is not a time limit; use minutes, HH:MM:SS or DAYS-HH:MM:SS"),
-    "memory": _matching(_MEMORY, "is not an amount of memory per node; use a number of MB, or one with K, M, G or T"),
-    "least_nodes": _number(1, 1_000_000),
-    "cpus_per_rank": _number(1, 1024),
-    "gpus": _one_of(GPU_SPELLINGS),
-    "exclusive": _truth,
-    "signal": _one_of(SIGNALS),
-    "signal_seconds": _number(1, 65535),
-    "python": _matching(_PATH, "must be a path of letters, digits and _.+@=/-"),
-    "container": _matching(_IMAGE, "must be the name or the path of an image, of letters, digits and _.,:+@=/#-"),
-    "container_runtime": _one_of(RUNTIMES),
+_READERS: Mapping[str, settings.Reader] = {
+    **dict.fromkeys(("account", "partition", "qos", "constraint", "reservation", "exclude", "gpu_type"), settings.word),
+    "time": settings.matching(_TIME, "is not a time limit; use minutes, HH:MM:SS or DAYS-HH:MM:SS"),
+    "memory": settings.matching(
+        _MEMORY, "is not an amount of memory per node; use a number of MB, or one with K, M, G or T"
+    ),
+    "least_nodes": settings.number(1, 1_000_000),
+    "cpus_per_rank": settings.number(1, 1024),
+    "gpus": settings.one_of(GPU_SPELLINGS),
+    "exclusive": settings.truth,
+    "signal": settings.one_of(SIGNALS),
+    "signal_seconds": settings.number(1, 65535),
+    "python": settings.matching(_PATH, "must be a path of letters, digits and _.+@=/-"),
+    "container": settings.matching(
+        _IMAGE, "must be the name or the path of an image, of letters, digits and _.,:+@=/#-"
+    ),
+    "container_runtime": settings.one_of(RUNTIMES),
     "container_mounts": _mounts,
-    "setup": _lines,
+    "setup": settings.lines,
     "lines": _options,
 }

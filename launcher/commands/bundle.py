@@ -100,6 +100,8 @@ def show(
     say("dry run: nothing is made, nothing is submitted; this would be")
     for submission in submissions:
         answer_lines(masked(str(submission)))
+        for text in submission.unchecked:
+            say(f"not checked here: {text}")
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Iterator
 
+from cluster.backend import Backend, backend_named
 from launcher.errors import UsageError
 from launcher.places import runs_dir
 from launcher.runs import Attempt, Run, find_run, open_regular
@@ -22,6 +23,8 @@ def logs(arguments: argparse.Namespace) -> int:
     run = find_run(arguments.run, runs_dir(arguments.runs_dir))
     run.record()
     attempts = run.attempts()
+    if attempts and not (backend := backend_named(attempts[-1].record().get("target", "local"))).shares_run_folder:
+        return _print_what_comes_from(backend, attempts[-1], arguments)
     ranks = attempts[-1].record().get("nodes", 1) * attempts[-1].record().get("ranks_per_node", 1) if attempts else 0
     if arguments.rank >= ranks:
         raise UsageError(f"--rank {arguments.rank} is not one of the {ranks} ranks of {run.name}; use a lower one")
@@ -32,6 +35,17 @@ def logs(arguments: argparse.Namespace) -> int:
         for text in reading.new():
             answer_lines(text)
         time.sleep(POLL_SECONDS)
+    return 0
+
+
+def _print_what_comes_from(backend: Backend, attempt: Attempt, arguments: argparse.Namespace) -> int:
+    """Of a job whose run folder is not here."""
+    if arguments.rank:
+        raise UsageError(
+            f"--rank {arguments.rank}: {backend.name} has what the job prints, not each rank; leave it out"
+        )
+    for line in backend.log_lines(str(attempt.record().get("handle")), follow=arguments.follow):
+        answer_lines(line)
     return 0
 
 

@@ -79,6 +79,8 @@ def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Names
             _check_place(work)
     for line in warnings(ready[0].resolved.recipe, ready[0].plan.topology, backend, arguments):
         say(line)
+    for text in (text for submission in submissions for text in submission.warnings):
+        say(f"note: {text}")
     if arguments.dry_run:
         from launcher.commands.bundle import show
 
@@ -128,7 +130,10 @@ def start_of(work: Work, count: int, arguments: argparse.Namespace) -> Start:
     }  # fmt: skip
     name = work.group.name if work.group is not None and count > 1 else work.run.name
     topology = work.plan.topology
-    return Start(run=work.run, name=name, recipe=work.resolved.recipe, topology=topology, settings=settings)
+    return Start(
+        run=work.run, name=name, checkpoints=work.checkpoints or work.run.checkpoints, recipe=work.resolved.recipe,
+        topology=topology, settings=settings,
+    )  # fmt: skip
 
 
 def _check_place(work: Work) -> None:

@@ -15,17 +15,15 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.allocation import Allocation, given_allocation, slurm_allocation
+from cluster.allocation import Allocation, batch_allocation, given_allocation
 from cluster.errors import ClusterError
 from cluster.memory import out_of_memory_kills
-from cluster.preemption import Mark, Notice, handle_signals
-from cluster.slurm.end import end_of
+from cluster.preemption import Notice, handle_signals
 from launcher.disk import disk_trouble
 from launcher.errors import LaunchError, NoProgress
 from launcher.job_start import attempt_of
@@ -51,12 +49,13 @@ def main(run_folder: str, attempt_number: str | None = None) -> int:
     try:
         if attempt_number is not None:
             attempt = run.attempt(int(attempt_number))
-            _leave_in_time(attempt, notice)
-            return _outcome(run, attempt, given_allocation(), notice).exit_code
-        allocation = slurm_allocation()
+            allocation = given_allocation()
+            _leave_in_time(attempt, notice, allocation)
+            return _outcome(run, attempt, allocation, notice).exit_code
+        allocation = batch_allocation()
         attempt = attempt_of(run, allocation)
         _print_to(attempt.logs / f"node-{allocation.node}.log")
-        _leave_in_time(attempt, notice, partial(end_of, allocation.job) if allocation.node == 0 else None)
+        _leave_in_time(attempt, notice, allocation)
         outcome = attempt.outcome() or _outcome(run, attempt, allocation, notice)
     except (LaunchError, ClusterError) as error:
         print(f"launch: {error}", file=sys.stderr, flush=True)
@@ -73,8 +72,10 @@ def _print_to(log: Path) -> None:
             os.dup2(file.fileno(), stream.fileno())
 
 
-def _leave_in_time(attempt: Attempt, notice: Notice, ask: Callable[[], Mark] | None = None) -> None:
-    leave_in_time(Grace(notice, attempt.record()["grace_seconds"]), attempt, ask)
+def _leave_in_time(attempt: Attempt, notice: Notice, allocation: Allocation) -> None:
+    """By what the job was promised, else by what a person counts on, else by what the first node is told."""
+    seconds = attempt.record()["grace_seconds"] if allocation.grace_seconds is None else allocation.grace_seconds
+    leave_in_time(Grace(notice, seconds), attempt, allocation.ask_end if allocation.node == 0 else None)
 
 
 def _outcome(run: Run, attempt: Attempt, allocation: Allocation, notice: Notice) -> Outcome:

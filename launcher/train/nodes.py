@@ -45,7 +45,7 @@ def own_address(allocation: Allocation) -> str:
     if allocation.nodes == 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # for a batch job of several nodes that was given one
         return "127.0.0.1"
-    address = address_towards(allocation.hosts[1 if allocation.node == _LEADER else _LEADER])
+    address = allocation.address or address_towards(allocation.hosts[1 if allocation.node == _LEADER else _LEADER])
     if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_of(address)):
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     return address

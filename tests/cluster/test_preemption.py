@@ -151,6 +151,7 @@ def job(tmp_path: Path) -> Job:
     """Writes the reason of the notice to a file."""
     return Job(
         name="waiting",
+        attempt=1,
         command=(sys.executable, "-c", WAIT_FOR_NOTICE, str(tmp_path / "reason")),
         entry="",
         run_folder=tmp_path,
@@ -158,6 +159,9 @@ def job(tmp_path: Path) -> Job:
         logs=tmp_path,
         environment={},
         topology=Topology(nodes=1, ranks_per_node=1, has_gpus=False),
+        checkpoints="",
+        resume=(),
+        grace_seconds=None,
     )
 
 

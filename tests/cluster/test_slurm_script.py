@@ -14,24 +14,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from support.jobs import JOB
 from support.runs_for_tests import REPOSITORY
 
 from cluster.errors import ClusterError
 from cluster.job import Job
 from cluster.slurm.backend import SlurmBackend
 from cluster.slurm.settings import SlurmSettings
-from cluster.topology import Topology
-
-JOB = Job(
-    name="r1",
-    command=(),
-    entry="launcher.on_node:train",
-    run_folder=Path("/shared/my runs/r1"),
-    folder=Path("/shared/my runs/r1/code"),
-    logs=Path("/shared/my runs/r1/attempts/0001/logs"),
-    environment={"PYTHONPATH": "/home/me/own modules", "OMP_WAIT_POLICY": "passive"},
-    topology=Topology(nodes=2, ranks_per_node=8, has_gpus=True),
-)
 
 WHOLE = """\
 #!/bin/bash

@@ -1,0 +1,1 @@
+"""Managed jobs of SkyPilot, on the spot machines of any cloud."""
