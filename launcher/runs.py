@@ -117,7 +117,7 @@ def read_json(path: Path, types: Mapping[str, type | UnionType] = {}) -> dict[st
     """
     try:
         value = json.loads(read_text(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:
         raise DamagedRun(path, f"is not JSON ({error})") from error
