@@ -22,6 +22,7 @@ _STATES = {
 _MISSING = "sky is not on this machine; install SkyPilot in an environment of its own, and put its sky on the PATH"
 _ALL_ENDED = "No in-progress managed jobs"
 _CONTROLLER_STOPPED = "no managed job is in progress; sky jobs queue --refresh tells how this one ended"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _GOOD_ENDS = {"SUCCEEDED", "CANCELLED"}
 
 
@@ -67,7 +68,7 @@ def situation_of(name: str) -> Situation:
     """Of the newest job of this name; one that SkyPilot has forgotten has ended."""
     try:
         said = _run("sky", "jobs", "queue", "--all", "--verbose", "--output", "json")
-        jobs = json.loads(re.sub(r"\A[^\[].*\n", "", said))  # a first line may say that its server was started
+        jobs = json.loads(re.sub(r"\A([^\[].*\n)*", "", said))  # the first lines may say that its server was started
     except (ClusterError, ValueError) as error:
         if _ALL_ENDED in str(error):
             return Situation(state=JobState.ENDED, reason=_CONTROLLER_STOPPED)
@@ -99,7 +100,8 @@ def _run(*command: str, seconds: float = _SECONDS) -> str:
         raise SkySilent(_MISSING) from error
     except subprocess.TimeoutExpired as error:
         raise SkySilent(f"{' '.join(command[:3])} does not answer within {seconds:.0f} s; try again later") from error
+    output, errors = (_COLOUR.sub("", text) for text in (result.stdout, result.stderr))
     if result.returncode == 0:
-        return result.stdout
-    said = (result.stderr.strip() or result.stdout.strip() or f"it exits with {result.returncode}").splitlines()[-1]
+        return output
+    said = (errors.strip() or output.strip() or f"it exits with {result.returncode}").splitlines()[-1]
     raise Refused(f"{' '.join(command[:3])}: {said}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support import sky
 
+from cluster.errors import Refused
 from cluster.job import JobState
 from cluster.sky import client
 
@@ -48,3 +49,11 @@ def test_without_skypilot_nobody_knows(folder):
     situation = client.situation_of("r1-1")
     assert situation.state is JobState.UNKNOWN
     assert "put its sky on the PATH" in situation.reason
+
+
+def test_what_skypilot_says_last_is_why_it_refuses(folder):
+    (folder / "no-account").touch()
+    with pytest.raises(Refused) as caught:
+        client.launch(("sky", "jobs", "launch", "--yes", "--detach-run", "r1-1.yaml"))
+    said = "sky.exceptions.NoCloudAccessError: Cloud access is not set up. Run: sky check"
+    assert (str(caught.value), caught.value.exit_code) == (f"sky jobs launch: {said}", 3)

@@ -2,7 +2,8 @@
 
     sky.py FOLDER ARGUMENT ...
 
-FOLDER/jobs.json holds what `sky jobs queue` prints; a job that is launched is added to it.
+FOLDER/jobs.json holds what `sky jobs queue` prints; a job that is launched is added to it, but where there is a file
+FOLDER/no-account.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ RECORD = {
     "recovery_count": 2, "details": None, "failure_reason": None, "submitted_at": 1795842000.0,
     "start_at": 1795842300.0, "end_at": None, "accelerators": {"H100": 8},
 }  # fmt: skip
-STARTING = "\x1b[32m✓ SkyPilot API server started. \x1b[0m\n"
+STARTING = (
+    "\x1b[2mFailed to connect to SkyPilot API server at http://127.0.0.1:46580. Starting a local server.\x1b[0m\n"
+    "\x1b[0m\x1b[32m✓ SkyPilot API server started. \x1b[0m\x1b[0m\n"
+)
+NO_ACCOUNT = "sky.exceptions.NoCloudAccessError: Cloud access is not set up. Run: \x1b[1msky check\x1b[0m"
 NOTHING_RUNS = "sky.exceptions.ClusterNotUpError: No in-progress managed jobs."
 
 
@@ -54,6 +59,10 @@ def main(folder: Path, arguments: list[str]) -> int:
                 return 1
             print(STARTING + (folder / "jobs.json").read_text())
         case "launch":
+            if (folder / "no-account").exists():
+                print(STARTING)
+                print(NO_ACCOUNT, file=sys.stderr)
+                return 1
             name = yaml.safe_load(Path(arguments[-1]).read_text())["name"]
             set_jobs(folder, {"job_name": name, "status": "STARTING", "recovery_count": 0})
         case "cancel":
