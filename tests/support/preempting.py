@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from support.campaign import Course, Disturbed, Trouble, newest_commit_step
-from support.phases import EXIT, LAST_STEP, START_UP
+from support.phases import START_UP
 from support.runs_for_tests import status
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 RECEIVERS = ("rank", "node", "group")
 # What may come out instead of 75: the run was about to end anyhow.
-MAY_END_WELL = (LAST_STEP, EXIT)
 GRACE_SECONDS = 30.0  # several times what a stop takes here
 MISSED, STOPPED, DONE, CUT_OFF = "missed", "75", "0", "cut off"
 
@@ -52,6 +51,7 @@ class Preempter:
         self._disturbed = Disturbed(course, name, ranks, changed=changed, flags=flags)
         self._cases = cases
         self._random = random.Random(seed)
+        self._sent_after = 0  # the step that was completed when the last signal was sent
 
     def run(self) -> tuple[list[Result], str]:
         """What came of each case, and what is wrong with the ending of the run; nothing if that is empty."""
@@ -83,7 +83,7 @@ class Preempter:
                 return Result(case=case, outcome=CUT_OFF, step=newest_commit_step(self._disturbed.run))
         code = self._disturbed.wait_for_end()
         step, seconds = newest_commit_step(self._disturbed.run), time.time() - sent
-        trouble = self._judge(case, code, step)
+        trouble = self._judge(code, step)
         if not trouble and seconds > GRACE_SECONDS:
             trouble = f"it ended {seconds:.1f} s after the signal, and its grace was {GRACE_SECONDS:.0f} s"
         return Result(case=case, outcome=str(code), step=step, seconds=seconds, trouble=trouble)
@@ -101,15 +101,17 @@ class Preempter:
         if not receivers or self._disturbed.look().phase != case.phase:
             return ""
         try:
+            self._sent_after = moment.step
             (os.killpg if case.receiver == "group" else os.kill)(self._random.choice(receivers), case.number)
         except ProcessLookupError:
             return ""
         return "sent"
 
-    def _judge(self, case: Case, code: int, step: int) -> str:
+    def _judge(self, code: int, step: int) -> str:
         """What is wrong with how the launcher ended; nothing if that is empty."""
         if code == 0:
-            return "" if case.phase in MAY_END_WELL else "the signal was lost: the run went on to its end"
+            is_at_end = self._sent_after == self._disturbed.course.schedule.steps
+            return "" if is_at_end else "the signal was lost: the run went on to its end"
         if code != 75:
             return f"exit code {code}: {self._disturbed.launcher.communicate()[1][-2000:]}"
         state = status(self._disturbed.run)
