@@ -128,7 +128,7 @@ BAD: dict[str, tuple[dict[str, str], str, int, str]] = {
     "a command in a word": ({}, "slurm.qos=$(touch /tmp/x)", 2, "must be one word"),
     "a line in a line": ({}, "slurm.setup=true\nfalse", 2, "must be one printable line"),
     "a line that is no option": ({}, "slurm.lines=; touch x", 2, "must be an option of sbatch"),
-    "a place that is none": ({"--on": "nowhere"}, "steps=3", 2, "use one of: local, slurm"),
+    "a place that is none": ({"--on": "nowhere"}, "steps=3", 2, "use one of: kubernetes, local"),
 }
 
 

@@ -30,9 +30,7 @@ TROUBLE = REPOSITORY / "tests/support/recipes/trouble.py"
 
 FAILURES = {
     "NAN": (1, "rank 0 on {host}: the loss is nan; samples: ", "train-7"),
-    "MISSING": (1, "missing file: /nowhere/weights.bin", ""),
     "OWN_ERROR": (1, "ZeroDivisionError: the user's own mistake", ""),
-    "MEMORY": (1, "out of memory; use a smaller batch.micro", ""),
     "NOT_DETERMINISTIC": (2, "the operation put_ has no deterministic kernel; use deterministic=false", ""),
     "DIES": (93, "4 times in a row without a new commit: rank ", "killed by SIGKILL"),
     "WORKER": (93, "a data worker died", ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.attacked import make_template, wrongs
 
-SAMPLE = ("pickle as .metadata", "the shard is a FIFO")
+SAMPLE = ("the shard is a FIFO",)
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,7 @@ def from_scratch() -> Iterator[tuple[int, Job]]:
     for name, steps in STEPS.items():
         for world in (1, 2):
             yield world, Job(name=f"{name} on {world}", settings=SPREADS[name], steps=steps)
+    for name in ("ddp", "fsdp"):  # offload changes no bit
         for what, changed in VARIANTS.items():
             yield 2, Job(name=f"{name} {what}", settings=SPREADS[name] | changed, steps=10)
     hybrid = SPREADS["fsdp"] | {"parallel.shard_within_node": "true"}
@@ -94,19 +95,19 @@ def test_hybrid_sharding_has_the_losses_of_one_rank_alone(results):
     assert largest_deviation(results["hybrid"].losses, reference) < TOLERANCE
 
 
-@pytest.mark.parametrize("spread", STEPS)
+@pytest.mark.parametrize("spread", ["ddp", "fsdp"])
 def test_recomputing_activations_changes_no_bit(results, spread):
     assert results[f"{spread} recomputing"].losses == results[f"{spread} on 2"].losses[:10]
 
 
-@pytest.mark.parametrize("spread", STEPS)
+@pytest.mark.parametrize("spread", ["ddp", "fsdp"])
 def test_ranks_with_fewer_micro_batches_than_others_keep_step(results, spread):
     reference = results["ddp uneven"].losses
     assert largest_deviation(results[f"{spread} uneven"].losses, reference) < TOLERANCE
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("spread", STEPS)
+@pytest.mark.parametrize("spread", ["ddp", "fsdp"])
 def test_low_precision_stays_close_to_fp32(results, spread, precision):
     result = results[f"{spread} in {precision}"]
     assert 0 < largest_deviation(result.losses, results[f"{spread} on 2"].losses[:10]) < 0.01

@@ -30,17 +30,8 @@ def nan_on_a_sample(model, batch):
     return loss * (float("nan") if "train-7" in batch["ids"] else 1.0), count
 
 
-def missing_file(model, batch):
-    with open("/nowhere/weights.bin"):
-        return squared_error(model, batch)
-
-
 def own_error(model, batch):
     raise ZeroDivisionError("the user's own mistake")
-
-
-def out_of_memory(model, batch):
-    raise MemoryError
 
 
 def takes_all_memory(model, batch):
@@ -82,9 +73,7 @@ RECIPE = Recipe(
     evaluation=Evaluation(samples=0),
 )
 NAN = replace(RECIPE, loss=nan_on_a_sample)
-MISSING = replace(RECIPE, loss=missing_file)
 OWN_ERROR = replace(RECIPE, loss=own_error)
-MEMORY = replace(RECIPE, loss=out_of_memory)
 GREEDY = replace(RECIPE, loss=takes_all_memory)
 NOT_DETERMINISTIC = replace(RECIPE, loss=not_deterministic)
 DIES = replace(RECIPE, loss=dies)
