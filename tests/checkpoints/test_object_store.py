@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from itertools import count, cycle
 
 import pytest
 from support.flaky import FAULTS, HurriedStore, Run, Tally
@@ -74,13 +75,13 @@ def test_an_upload_whose_last_answer_is_lost_has_arrived(through):
 
 
 def test_saves_commits_and_restores_come_through_a_network_that_loses_requests(server, bucket, monkeypatch):
-    tally = Tally()
-    with proxy(server, seldom(dict.fromkeys(FAULTS, 0.01), seed=4)) as (port, counts):
+    tally, numbers, faults = Tally(), count(1), cycle(FAULTS)
+    with proxy(server, lambda _: next(faults) if next(numbers) % 10 == 0 else "pass") as (port, counts):
         monkeypatch.setenv("AWS_ENDPOINT_URL", environment(port)["AWS_ENDPOINT_URL"])
         run = Run(HurriedStore(bucket, tally, request_seconds=1.0), tally, items=1000)
-        run.go_on(lambda: counts.total() >= 300)
+        run.go_on(lambda: counts.total() >= 100)
     assert tally.troubles == []
-    assert tally.restores > 2
+    assert tally.restores > 1
     assert min(counts[fault] for fault in FAULTS) > 0, counts
 
 
