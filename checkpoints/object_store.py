@@ -132,6 +132,12 @@ class ObjectStore:
         with suppress(KeyMissing), _translated("delete", check_key(key)):
             obstore.delete(self._bucket, key)
 
+    def version(self, key: str) -> str:
+        """Tells what is under the key from anything that was there before, or will be. Raises KeyMissing."""
+        with _translated("look at", check_key(key)):
+            found = obstore.head(self._bucket, key)
+            return f"{found['e_tag']} {found['size']} {found['last_modified'].isoformat()}"
+
     def _range(self, key: str, start: int, end: int) -> Any:
         return _whole(lambda: obstore.get_range(self._bucket, key, start=start, end=end))
 
