@@ -19,6 +19,7 @@ from launcher.train.cache import cache_folder, locked
 KEPT_BYTES = 50 * 2**30
 RECENT_SECONDS = 3600.0
 _PART_BYTES = 16 * 2**20
+_DIGEST, _PARTIAL = ".digest", ".partial"  # beside the copy, whose name begins with a letter or a digit
 
 
 def refuse_missing(url: str) -> None:
@@ -39,8 +40,9 @@ def local_copy(url: str) -> Path:
         folder = cache_folder("data")
         entry = folder / blake3.blake3(f"{url}\0{version}".encode()).hexdigest()[:32]
         with locked(folder / f"{entry.name}.lock"):
-            if not _is_whole(entry / name, _digest_file(entry)):
-                _make_room(folder)
+            if not _is_whole(entry, name):
+                with locked(folder / "lock"):
+                    _make_room(folder)
                 _download(store, name, version, entry)
             os.utime(entry)
         return entry / name
@@ -70,19 +72,16 @@ def _told(url: str) -> Iterator[None]:
         ) from error
 
 
-def _digest_file(entry: Path) -> Path:
-    return entry.with_suffix(".digest")
-
-
-def _is_whole(path: Path, digest: Path) -> bool:
+def _is_whole(entry: Path, name: str) -> bool:
     with suppress(OSError):
-        return blake3.blake3(max_threads=blake3.blake3.AUTO).update_mmap(path).hexdigest() == digest.read_text()
+        found = blake3.blake3(max_threads=blake3.blake3.AUTO).update_mmap(entry / name).hexdigest()
+        return found == (entry / _DIGEST).read_text()
     return False
 
 
 def _download(store: ObjectStore, name: str, version: str, entry: Path) -> None:
     entry.mkdir(exist_ok=True)
-    hasher, partial = blake3.blake3(), entry.with_suffix(".partial")
+    hasher, partial = blake3.blake3(), entry / _PARTIAL
     with open(partial, "wb") as file:
         for part in store.read_back(name, _PART_BYTES):
             hasher.update(part)
@@ -90,7 +89,7 @@ def _download(store: ObjectStore, name: str, version: str, entry: Path) -> None:
     if store.version(name) != version:
         raise StoreError("read", name, "it changed meanwhile; start again")
     os.replace(partial, entry / name)
-    _digest_file(entry).write_text(hasher.hexdigest())
+    (entry / _DIGEST).write_text(hasher.hexdigest())
 
 
 def _make_room(folder: Path) -> None:
@@ -100,5 +99,4 @@ def _make_room(folder: Path) -> None:
     for entry in entries:
         kept += sum(file.stat().st_size for file in entry.iterdir())
         if kept > KEPT_BYTES and time.time() - entry.stat().st_mtime > RECENT_SECONDS:
-            _digest_file(entry).unlink(missing_ok=True)
             shutil.rmtree(entry, ignore_errors=True)

@@ -41,7 +41,7 @@ def bucket(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def copies(cache: Path) -> list[Path]:
-    return sorted((cache / "launch/data").glob("*/*"))
+    return sorted((cache / "launch/data").glob("*/*.txt"))
 
 
 def test_a_run_ends_as_from_a_file_though_it_is_killed_and_goes_on_elsewhere(tmp_path: Path, bucket: Any) -> None:

@@ -121,15 +121,14 @@ class Run:
 
     def go_on(self, is_over: Callable[[], bool]) -> None:
         """Attempts until `is_over`; then everything that is live must be intact."""
-        while not is_over():
-            try:
+        try:
+            while not is_over():
                 self._attempt()
-            except CheckpointError as error:
-                self.tally.troubles.append(f"{self.store.url} at step {self.step}: {type(error).__name__}: {error}")
-                return
-        entry = CommitLog(self.store, SAVE_SECONDS).read()
-        for commit in entry.live if entry else ():
-            verify(self.store, commit)
+            entry = CommitLog(self.store, SAVE_SECONDS).read()
+            for commit in entry.live if entry else ():
+                verify(self.store, commit)
+        except CheckpointError as error:
+            self.tally.troubles.append(f"{self.store.url} at step {self.step}: {type(error).__name__}: {error}")
 
     def _attempt(self) -> None:
         claim = CommitLog(self.store, SAVE_SECONDS).claim(owner())

@@ -145,7 +145,8 @@ class _ProxyHandler(BaseHTTPRequestHandler):
             return
         if what == "lie" and status == 412:
             status, headers, answer = 200, [("ETag", '"of another object"')], b""
-        self.close_connection = what == "cut"
+        if what == "cut":
+            self.close_connection = True
         self._answer(status, headers, answer, sent=len(answer) // 2 if what == "cut" else len(answer))
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle  # noqa: N815  the names that http.server looks for
