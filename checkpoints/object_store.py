@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -26,8 +28,12 @@ RETRIES = 8
 RETRY_SECONDS = 180.0
 _PART_BYTES = 16 * 2**20  # S3 takes up to 10,000 parts: 156 GiB of one rank (S3 user guide, "Multipart upload limits")
 _PARTS_AT_ONCE = 4
+_PAUSE_SECONDS = 0.2
+_BROKEN_OFF = re.compile(r"response body")
 _SERVER_SAYS = re.compile(r"status code: (\d+ [A-Z][A-Za-z ]+)(?:.*?<Code>(\w+)</Code>)?", re.DOTALL)
 _DENIED = (PermissionDeniedError, UnauthenticatedError)
+
+T = TypeVar("T")
 
 
 class ObjectStore:
@@ -66,37 +72,86 @@ class ObjectStore:
 
     def put(self, key: str, blocks: Iterable[memoryview]) -> None:
         with _translated("put", check_key(key)):
-            # An upload that is broken off, by an exception of the blocks for instance, never becomes an object.
+            stream = iter(blocks)
+            first: list[memoryview] = []
+            while sum(map(len, first)) <= _PART_BYTES:
+                block = next(stream, None)
+                if block is None:
+                    obstore.put(self._bucket, key, b"".join(first), use_multipart=False)
+                    return
+                first.append(block)
+            self._upload(key, chain(first, stream))
+
+    def _upload(self, key: str, blocks: Iterable[memoryview]) -> None:
+        """In parts. An upload that is broken off, as by an exception of the blocks, never becomes an object."""
+        size = 0
+
+        def counted() -> Iterator[memoryview]:
+            nonlocal size
+            for block in blocks:
+                size += len(block)
+                yield block
+
+        try:
             obstore.put(
                 self._bucket,
                 key,
-                iter(blocks),
+                counted(),
                 use_multipart=True,
                 chunk_size=_PART_BYTES,
                 max_concurrency=_PARTS_AT_ONCE,
             )
+        except BaseError:
+            # The answer to the last request may be what was lost; nobody else writes this key.
+            if not self._holds(key, size):
+                raise
+
+    def _holds(self, key: str, size: int) -> bool:
+        with suppress(BaseError, FileNotFoundError):
+            return int(obstore.head(self._bucket, key)["size"]) == size
+        return False
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         with _translated("get", check_key(key)):
             size = int(obstore.head(self._bucket, key)["size"])
             end = size if length is None else min(size, start + length)
-            if start >= end:
-                return b""
-            return bytes(obstore.get_range(self._bucket, key, start=start, end=end))
+            return bytes(self._range(key, start, end)) if start < end else b""
 
     def read_back(self, key: str, part_bytes: int) -> Iterator[memoryview]:
         with _translated("read back", check_key(key)):
             size = int(obstore.head(self._bucket, key)["size"])
             for start in range(0, size, part_bytes):
-                yield memoryview(obstore.get_range(self._bucket, key, start=start, end=min(size, start + part_bytes)))
+                yield memoryview(self._range(key, start, min(size, start + part_bytes)))
 
     def list(self, prefix: str) -> dict[str, int]:
         with _translated("list", prefix):
-            return {item["path"]: item["size"] for page in obstore.list(self._bucket, prefix) for item in page}
+            pages = _whole(lambda: list(obstore.list(self._bucket, prefix)))
+            return {item["path"]: item["size"] for page in pages for item in page}
 
     def delete(self, key: str) -> None:
         with suppress(KeyMissing), _translated("delete", check_key(key)):
             obstore.delete(self._bucket, key)
+
+    def version(self, key: str) -> str:
+        """Tells what is under the key from anything that was there before, or will be. Raises KeyMissing."""
+        with _translated("look at", check_key(key)):
+            found = obstore.head(self._bucket, key)
+            return f"{found['e_tag']} {found['size']} {found['last_modified'].isoformat()}"
+
+    def _range(self, key: str, start: int, end: int) -> Any:
+        return _whole(lambda: obstore.get_range(self._bucket, key, start=start, end=end))
+
+
+def _whole(ask: Callable[[], T]) -> T:
+    """The answer. It is asked for again when it breaks off in the middle: obstore does that for some requests only."""
+    for _ in range(RETRIES):
+        try:
+            return ask()
+        except BaseError as error:
+            if not _BROKEN_OFF.search(str(error)):
+                raise
+            time.sleep(_PAUSE_SECONDS)
+    return ask()
 
 
 @contextmanager

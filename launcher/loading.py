@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from launcher.errors import LaunchError, UsageError
 from launcher.overrides import apply, flatten, from_mapping, parse
+from launcher.places import check_object
 from launcher.recipe import Recipe
 
 IMPORT_SECONDS = 10
@@ -232,8 +233,11 @@ def _pick(module: ModuleType, name: str | None, path: Path) -> Recipe:
 
 
 def _absolute(recipe: Recipe, folder: Path) -> Recipe:
-    """A data path is relative to the recipe's folder, wherever it is given."""
+    """A data path is relative to the recipe's folder, wherever it is given. A URL stays as it is."""
     if recipe.data.path is None:
+        return recipe
+    if "://" in recipe.data.path:
+        check_object(recipe.data.path)
         return recipe
     try:
         path = os.path.realpath(folder / recipe.data.path)

@@ -36,6 +36,22 @@ def store_url(flag: str, name: str) -> str:
     return str(Path(flag).expanduser().absolute() / name)
 
 
+def is_object(path: str) -> bool:
+    """Whether the path is the URL of an object in a bucket."""
+    scheme, separator, _ = path.partition("://")
+    return bool(separator) and scheme in OBJECT_SCHEMES
+
+
+def check_object(url: str) -> None:
+    """Raises UsageError for a URL that is no object's."""
+    rest = url.partition("://")[2]
+    if not (is_object(url) and "/" in rest and not rest.endswith("/") and _PREFIX.fullmatch(rest)):
+        objects = " or ".join(f"{scheme}://BUCKET/NAME" for scheme in OBJECT_SCHEMES)
+        raise UsageError(
+            f"data.path={url!r} is no object's URL; use a path, or {objects} of letters, digits, . _ and -"
+        )
+
+
 def own_disk(path: Path, mounts: str) -> str | None:
     """The kind of file system that `path` is on, where that is one of this machine alone as a rule; None elsewhere.
 

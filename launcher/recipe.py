@@ -101,7 +101,7 @@ class Data:
     """Training text: a file by `path`, or examples of your own by `build`.
 
     path: `.jsonl` with `id`, `question`, `answer` lines (loss on the answer), or `.txt` read as bytes. It is
-        relative to the recipe.
+        relative to the recipe, or the URL of an object in a bucket, as s3://BUCKET/NAME.
     build: `build(split, **arguments)` returns a sequence of examples for `train` or `held_out`; see docs/recipes.md.
     sequence_length: tokens per sample; longer samples are cut, shorter ones padded within their micro-batch.
     workers: loader processes per rank; 0 loads in the rank itself.

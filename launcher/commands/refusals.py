@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.backend import Backend
 from cluster.topology import Topology
 from launcher.errors import UsageError
-from launcher.places import own_disk, runs_dir
+from launcher.places import is_object, own_disk, runs_dir
 from launcher.preflight.compatibility import cautions, refuse_incompatible
 from launcher.preflight.gpus import Gpu, gpu_named, gpu_with_memory, local_gpu
 from launcher.recipe import Recipe
@@ -44,7 +44,7 @@ def warnings(recipe: Recipe, topology: Topology, backend: Backend, arguments: ar
     yield from cautions(recipe, topology)
     yield from warnings_of_disk(backend, arguments)
     path = recipe.data.path
-    if not backend.needs_launcher and path is not None and not os.path.isfile(path):
+    if not backend.needs_launcher and path is not None and not is_object(path) and not os.path.isfile(path):
         yield f"warning: data.path={path} is no file here; the nodes of {backend.name} must have it"
     if (report := _report(recipe, topology, backend, arguments)) is not None:
         yield from report.warnings()

@@ -34,7 +34,7 @@ from launcher.environment import environment
 from launcher.errors import UsageError
 from launcher.groups import Group, describe_changes, group_of
 from launcher.overrides import flatten
-from launcher.places import word_for
+from launcher.places import is_object, word_for
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
 from launcher.runs import FORMAT, PREEMPTED_CODE, STOP_AFTER, Attempt, Outcome, Run, write_json
@@ -77,6 +77,8 @@ def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Names
             backend.check(submission)
         for work in ready:
             _check_place(work)
+        for path in {work.resolved.recipe.data.path for work in ready}:
+            _check_data(path)
     for line in warnings(ready[0].resolved.recipe, ready[0].plan.topology, backend, arguments):
         say(line)
     for text in (text for submission in submissions for text in submission.warnings):
@@ -144,6 +146,14 @@ def _check_place(work: Work) -> None:
     probe(store)
     if store.list("log/"):
         raise UsageError(f"--checkpoints: {store.url} has those of another run; choose another --name")
+
+
+def _check_data(path: str | None) -> None:
+    """Raises UsageError for data that is an object in a bucket, and is not there or may not be read."""
+    if path is not None and is_object(path):
+        from launcher.train.bucket_data import refuse_missing
+
+        refuse_missing(path)
 
 
 def _make(works: Sequence[Work]) -> None:

@@ -66,6 +66,8 @@ def _checks(course: Course) -> Iterator[Check]:
         "evaluation.samples": min(course.recipe.evaluation.samples, _HELD_OUT),
         "evaluation.prompt": "null",
     }
+    if course.recipe.batch.size is not None:  # two micro-batches per rank do all that many do
+        settings |= {"batch.size": min(course.recipe.batch.size, 2 * RANKS), "batch.micro": 1}
     with course.trial("undisturbed", settings) as trial:
         step_seconds = _leave_alone(trial, course)
         whole = ending_of(trial.run)

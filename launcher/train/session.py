@@ -26,6 +26,7 @@ from cluster.preemption import Notice
 from cluster.topology import Topology
 from launcher import loading
 from launcher.drift import check, compare_identities
+from launcher.places import is_object
 from launcher.plan import Plan, batch_size
 from launcher.recipe import Recipe
 from launcher.runs import Attempt, Events, Run, read_json, write_json
@@ -307,12 +308,18 @@ def _open_channel(prefix: str) -> Channel:
 
 
 def _identity(recipe: Recipe, model: LoadedModel, attempt: Attempt) -> dict[str, str | None]:
-    """Digests of what the result depends on; computed once per attempt."""
+    """Digests of what the result depends on; computed once per attempt.
+
+    Raises DriftError when its data is an object that was replaced since.
+    """
     path = attempt.folder / "identity.json"
-    identity = read_json(path)
+    identity: dict[str, str | None] | None = read_json(path)
     if identity is None:
         identity = {"data": data_digest(recipe), "base_model": model.source and base_digest(model.source)}
         write_json(path, identity)
+    elif is_object(recipe.data.path or ""):
+        now = {**identity, "data": data_digest(recipe)}
+        check(compare_identities(identity, now), attempt.record()["allow_change"])
     return identity
 
 

@@ -29,6 +29,7 @@ from checkpoints.manifest import PAGE_BYTES, PART_BYTES
 from checkpoints.owner import this_process
 from checkpoints.posix_store import PosixStore
 from checkpoints.saver import Saver
+from checkpoints.store import Store, open_store
 from cluster.topology import Topology
 from launcher import AdamW, Batch, Data, Model, Parallel, Recipe
 from launcher.plan import make_plan
@@ -173,7 +174,12 @@ def direct(toy: Toy, root: Path) -> Save:
 
 
 def ours(toy: Toy, root: Path) -> Save:
-    return _ours(toy, root / "ours")
+    return _ours(toy, PosixStore(root / "ours"))
+
+
+def ours_in(bucket: str, toy: Toy) -> Save:
+    """The same in a bucket, or wherever the URL says; each size and run has a prefix of its own."""
+    return _ours(toy, open_store(f"{bucket}/{os.environ['BENCH_PORT']}"))
 
 
 def ours_without_digests(toy: Toy, root: Path) -> Save:
@@ -181,13 +187,13 @@ def ours_without_digests(toy: Toy, root: Path) -> Save:
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(NO_DIGESTS), before]))
     try:
-        return _ours(toy, root / "ours-without-digests")
+        return _ours(toy, PosixStore(root / "ours-without-digests"))
     finally:
         os.environ["PYTHONPATH"] = before
 
 
-def _ours(toy: Toy, root: Path) -> Save:
-    saver, _ = open_saver(root)
+def _ours(toy: Toy, store: Store) -> Save:
+    saver, _ = open_saver(store)
     memory, started = memory_bytes(), time.perf_counter()
     saver.prepare(toy.state)
     if dist.get_rank() == 0:
@@ -213,12 +219,11 @@ def _ours(toy: Toy, root: Path) -> Save:
     return save
 
 
-def open_saver(root: Path) -> tuple[Saver, Claim | None]:
-    """A saver into the folder, and the claim that rank 0 has there."""
+def open_saver(store: Store) -> tuple[Saver, Claim | None]:
+    """A saver into the store, and the claim that rank 0 has there."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    store = PosixStore(root)
     claim = CommitLog(store).claim(this_process("bench")) if rank == 0 else None
-    saver = Saver(store=store, channel=open_channel(root.name), claim=claim, rank=rank, world_size=ranks, keep=1)
+    saver = Saver(store=store, channel=open_channel(store.url), claim=claim, rank=rank, world_size=ranks, keep=1)
     return saver, claim
 
 

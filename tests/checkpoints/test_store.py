@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import imitations
 from support.disk import Disk, Folder, Loss, materialise
 from support.faulty_store import Crash
+from support.imitations import Bucket, why_not
 
 from checkpoints.errors import KeyMissing, NotExclusive, StoreError
 from checkpoints.memory_store import MemoryStore
@@ -19,15 +22,42 @@ from checkpoints.store import Created, Store, open_store, probe
 PAGE = 4096
 
 
-@pytest.fixture(params=["folder", "memory", "bucket"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture(params=["file", "memory", "seaweedfs", "moto", "azurite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     match request.param:
-        case "folder":
-            return PosixStore(tmp_path / "deep" / "root")
+        case "file":
+            return open_store(f"file://{tmp_path}/deep/root")
         case "memory":
-            return MemoryStore()
-        case _:
+            return open_store(f"memory://{uuid.uuid4().hex}")
+        case "seaweedfs":
             return open_store(request.getfixturevalue("bucket"))
+        case imitation:
+            return open_imitation(request.getfixturevalue(imitation), monkeypatch)
+
+
+def open_imitation(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Store:
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    return open_store(f"{bucket.url}/{uuid.uuid4().hex}")
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[Bucket]:
+    skip_without("moto")
+    with imitations.moto() as bucket:
+        yield bucket
+
+
+@pytest.fixture(scope="module")
+def azurite() -> Iterator[Bucket]:
+    skip_without("azurite")
+    with imitations.azurite() as bucket:
+        yield bucket
+
+
+def skip_without(name: str) -> None:
+    if reason := why_not(name):
+        pytest.skip(reason)
 
 
 def views(*blocks: bytes) -> list[memoryview]:
@@ -72,7 +102,8 @@ def test_what_was_put_is_what_is_read(store: Store, sizes: tuple[int, ...]) -> N
     whole = b"".join(blocks)
     store.put("data/save/file", views(*blocks))
     assert store.get("data/save/file") == whole
-    assert b"".join(bytes(block) for block in store.read_back("data/save/file", 2 * PAGE)) == whole
+    part_bytes = 2 * PAGE * (1 + len(whole) // 2**20)
+    assert b"".join(bytes(part) for part in store.read_back("data/save/file", part_bytes)) == whole
     assert store.list("data/save/") == {"data/save/file": len(whole)}
 
 
@@ -83,7 +114,7 @@ def test_ranges_are_cut_where_the_file_ends(store: Store) -> None:
     assert store.get("data/save/file", 20, 4) == b""
 
 
-@pytest.mark.parametrize("store", ["folder", "bucket"], indirect=True)
+@pytest.mark.parametrize("store", ["file", "seaweedfs", "moto", "azurite"], indirect=True)
 @pytest.mark.parametrize("size", [PAGE, 40_000_000])
 def test_a_put_whose_blocks_fail_leaves_nothing(store: Store, size: int) -> None:
     def blocks() -> object:
@@ -144,6 +175,12 @@ def test_a_store_that_overwrites_is_refused() -> None:
 
     with pytest.raises(NotExclusive, match="exclusively"):
         probe(OverwritingStore())
+
+
+def test_a_server_that_ignores_the_precondition_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without("s3rver")
+    with imitations.s3rver(tmp_path) as bucket, pytest.raises(NotExclusive, match="exclusively"):
+        probe(open_imitation(bucket, monkeypatch))
 
 
 def test_urls_open_the_store_they_name(tmp_path: Path) -> None:

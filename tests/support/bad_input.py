@@ -478,6 +478,8 @@ SOURCES = [
     case(["show", "a\nb"], "launch ls"),
     case("show binary.py", "binary.py"),
     case(["show", "adapter.py", "data.path=a\0b"], "data.path=", "no file's name", "give a path"),
+    case("show adapter.py data.path=s3://bucket", "data.path=", "no object's URL", "use a path"),
+    case("show adapter.py data.path=ftp://host/a.txt", "data.path=", "no object's URL", "use a path"),
     case("show latin.py", "latin.py"),
     case("show wide.yaml", "wide.yaml"),
     *(case(f"show --laptop {name}", *said) for name, (_, *said) in RECIPES.items()),

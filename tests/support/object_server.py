@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import select
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 
 KEY, SECRET, BUCKET = "testkey", "testsecret", "checkpoints"
 START_SECONDS = 60.0
+HANG_SECONDS = 120.0
 SERVER = shutil.which("weed", path=f"{Path(sys.executable).parent}")
 
 
@@ -131,17 +133,22 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         what = self.server.fault(self)
         self.server.counts[what] += 1
         if what == "503":
-            self._answer(503, [], b"<Error><Code>SlowDown</Code></Error>")
+            busy = b"<Error><Code>SlowDown</Code></Error>"
+            self._answer(503, [], busy, sent=len(busy))
             return
-        if what != "drop":
+        if what == "hang":
+            select.select([self.connection], [], [], HANG_SECONDS)  # it can be read when the client gives up
+        if what not in ("drop", "hang"):
             status, headers, answer = self._pass_on(body)
-        if what in ("drop", "reply"):
+        if what in ("drop", "hang", "reply"):
             self.close_connection = True
             return
         if what == "lie" and status == 412:
             status, headers, answer = 200, [("ETag", '"of another object"')], b""
+        if what == "cut":
+            self.close_connection = True
         with suppress(ConnectionError):  # whoever asked may be gone
-            self._answer(status, headers, answer)
+            self._answer(status, headers, answer, sent=len(answer) // 2 if what == "cut" else len(answer))
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle  # noqa: N815  the names that http.server looks for
 
@@ -156,7 +163,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         server.close()
         return response.status, response.getheaders(), answer
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, sent: int) -> None:
         has_body = self.command != "HEAD"
         skipped = ("connection", "transfer-encoding", *(["content-length"] if has_body else []))
         self.send_response_only(status)
@@ -167,7 +174,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
             self.send_header("content-length", str(len(body)))
         self.end_headers()
         if has_body:
-            self.wfile.write(body)
+            self.wfile.write(body[:sent])
 
     def log_message(self, *_: object) -> None:
         """Be quiet."""
@@ -177,8 +184,9 @@ class _ProxyHandler(BaseHTTPRequestHandler):
 def proxy(port: int, fault: Fault) -> Iterator[tuple[int, Counter[str]]]:
     """The port of a proxy to the server at `port`, and how often it did what.
 
-    `fault` says what to do with a request: `pass` it on; answer `503`; `drop` it; pass it on and lose the `reply`; pass
-    it on and `lie`, that is, answer 200 where a precondition has failed.
+    `fault` says what to do with a request: `pass` it on; answer `503`; `drop` it; `hang`, that is, neither answer nor
+    close; pass it on and lose the `reply`, or `cut` the answer's body in the middle; pass it on and `lie`, that is,
+    answer 200 where a precondition has failed.
     """
     server = _Proxy(port, fault)
     threading.Thread(target=server.serve_forever, daemon=True).start()
