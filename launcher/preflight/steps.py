@@ -17,6 +17,7 @@ from launcher.rehearsal.verdict import records_of
 from launcher.runs import Run
 
 STEPS = 3
+_MOST_SAMPLES = 2  # of a step: more takes longer than to see that it works
 
 
 def real_steps(source: str, words: Sequence[str]) -> Iterator[str]:
@@ -27,8 +28,9 @@ def real_steps(source: str, words: Sequence[str]) -> Iterator[str]:
     words = _without(words, {"steps", "stop_after", "evaluation.samples", *_laptop_keys(source)})
     words += [f"steps={STEPS + 1}", "evaluation.samples=0"]
     batch = loading.load(source, words, laptop=True).recipe.batch
-    if batch.size is not None and batch.size > batch.micro:  # one micro-batch does all that several do
-        words = [*_without(words, {"batch.size"}), f"batch.size={batch.micro}"]
+    if batch.size is not None:  # one micro-batch does all that several do
+        size = min(batch.size, batch.micro, _MOST_SAMPLES)
+        words = [*_without(words, {"batch.size", "batch.micro"}), f"batch.size={size}", f"batch.micro={size}"]
     with tempfile.TemporaryDirectory(prefix="launch-steps-") as folder:
         run = Run(Path(folder) / "steps")
         with Trial(run, [source, *words, f"stop_after={STEPS}"], on_cpu=False) as trial:

@@ -25,7 +25,7 @@ from launcher.runs import Run
 from launcher.terminal import say
 
 RANKS = 2
-_SAVE_EVERY = 3
+_SAVE_EVERY = 2
 _HELD_OUT = 2  # samples: a run that is resumed does without the evaluation before the first step
 _LEAST_SECONDS = 3.0  # of steps: fast ones would be over before they can be interrupted
 

@@ -51,7 +51,7 @@ def test_a_dry_run_trains_saves_and_restores_here_and_makes_nothing(tmp_path):
     result = launch(TINY, "--name", "dry", "--dry-run", runs_dir=tmp_path)
     assert (result.returncode, result.stdout) == (0, shown.stdout), result.stderr
     trained, saved, restored = result.stderr.splitlines()[-3:]
-    assert trained.startswith("trained    3 steps of 8 samples on cpu in fp32: loss 5.")
+    assert trained.startswith("trained    3 steps of 2 samples on cpu in fp32: loss 5.")
     assert saved.endswith("and read back: intact")
     assert restored.startswith("restored   after step 3, every byte checked; loss ")
     assert list(tmp_path.iterdir()) == []
