@@ -120,7 +120,12 @@ def _without_secrets(value: object) -> object:
 
 def _texts(submission: Submission, start: Start) -> Iterator[tuple[str, str]]:
     yield "environment.txt", "".join(f"{name}={value}\n" for name, value in sorted(submission.environment.items()))
-    if submission.payloads:
+    for request in submission.requests:
+        yield request.path.name, request.text
+    if submission.requests:
+        sent = {shlex.join(request.command) for request in submission.requests}
+        yield "submission.txt", "".join(f"{command}\n" for command in sorted(sent))
+    elif submission.payloads:
         yield "submission.sh", submission.script
         yield "calls.txt", "".join(f"{function}({argument!r})\n" for function, argument in submission.payloads)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from support.bundles import check_bundle, files_of
 from support.runs_for_tests import REPOSITORY, launch, small_words
 
@@ -76,6 +77,17 @@ def test_members_of_a_sweep_have_a_folder_each(tmp_path, capsys):
     for name, lr in (("s-0", "0.001"), ("s-1", "0.002")):
         assert f"lr: {lr}  # command line" in (tmp_path / f"bundle/{name}/config.yaml").read_text()
         assert f"runs/{name} 1" in (tmp_path / f"bundle/{name}/submission.sh").read_text()
+
+
+def test_what_is_sent_to_a_cluster_is_a_file_of_its_own(tmp_path, capsys):
+    words = [TINY, "--on", "example-kubernetes", "--nodes", "2", "--runs-dir=/shared/runs", "--name", "k"]
+    assert main([*words, "--dry-run", "--no-steps", "--bundle", str(tmp_path / "bundle")]) == 0
+    shown = capsys.readouterr().out
+    manifest = (tmp_path / "bundle/k-1.yaml").read_text()
+    assert yaml.safe_load(manifest)["kind"] == "JobSet"
+    sent = (tmp_path / "bundle/submission.txt").read_text()
+    assert sent.startswith("POST /apis/jobset.x-k8s.io/")
+    assert shown == f"# /shared/runs/k/kubernetes/k-1.yaml\n{manifest}# is sent by\n{sent}"
 
 
 @pytest.mark.parametrize(
