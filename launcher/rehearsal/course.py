@@ -25,7 +25,7 @@ from launcher.runs import Run
 from launcher.terminal import say
 
 RANKS = 2
-_SAVE_EVERY = 2
+_SAVE_EVERY = 3
 _HELD_OUT = 2  # samples: a run that is resumed does without the evaluation before the first step
 _LEAST_SECONDS = 3.0  # of steps: fast ones would be over before they can be interrupted
 
@@ -66,8 +66,8 @@ def _checks(course: Course) -> Iterator[Check]:
         "evaluation.samples": min(course.recipe.evaluation.samples, _HELD_OUT),
         "evaluation.prompt": "null",
     }
-    if course.recipe.batch.size is not None:  # two micro-batches per rank do all that many do
-        settings |= {"batch.size": min(course.recipe.batch.size, 2 * RANKS), "batch.micro": 1}
+    if course.recipe.batch.size is not None:  # one sample per rank does all that many do
+        settings |= {"batch.size": RANKS, "batch.micro": 1}
     with course.trial("undisturbed", settings) as trial:
         step_seconds = _leave_alone(trial, course)
         whole = ending_of(trial.run)
