@@ -24,10 +24,12 @@ case $code in 0|{"|".join(map(str, FINAL_CODES))}) exit $code ;; esac
 # Preempted, out of time, or lost. Slurm starts the job again by itself if it has ended it; and not if somebody has
 # cancelled it. In the time before it would end it, only this does.
 job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
-if ! state=$(scontrol show job --oneliner "$job"); then
-  echo "scontrol does not work here, so the job cannot be started again: use launch resume where Slurm can be reached"
+control() {{ scontrol "$@" || srun --overlap --ntasks-per-node=1 scontrol "$@"; }}  # here, or where it is installed
+state=$(control show job --oneliner "$job")
+if [[ -z $state ]]; then
+  echo "scontrol works on no node, so the job cannot be started again: use launch resume where Slurm can be reached"
 elif [[ $state == *" JobState=RUNNING "* ]]; then
-  scontrol requeue "$job"
+  control requeue "$job"
 fi
 exit $code
 """

@@ -18,7 +18,8 @@ from launcher.train.nodes import LOST_SECONDS
 def test_a_requeue_at_a_random_moment_and_the_signal_before_the_time_limit_change_nothing(slurm, course):
     choose = random.Random(1)
     run = slurm_run(slurm, course, "requeued")
-    run.submit("slurm.signal=USR1")
+    # The node of the batch script has no scontrol, as far as that knows; another one has.
+    run.submit("slurm.signal=USR1", "slurm.setup=scontrol() { return 127; }")
     for start, disturb in enumerate(("scontrol requeue", "scancel --signal=USR1"), 1):
         run.wait_for_attempt(start)
         run.wait_for_step(run.random_step(choose))
