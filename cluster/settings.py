@@ -5,20 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
 
 from cluster.errors import ClusterError
 
 _WORD = re.compile(r"[A-Za-z0-9_.,:+@=&|*()\[\]!/-]+")
 
 Reader = Callable[[str, object], object]
+Settings = TypeVar("Settings")
 
 
-def read(place: str, values: Mapping[str, object], readers: Mapping[str, Reader]) -> dict[str, object]:
-    """What the readers make of the values; those that are None are left out. Raises ClusterError."""
+def read(kind: type[Settings], place: str, values: Mapping[str, object], readers: Mapping[str, Reader]) -> Settings:
+    """The settings of that kind, whose fields have the types that the readers give; None is as if it was not said.
+
+    values: as a person writes them, or as `dataclasses.asdict` gives them. Raises ClusterError.
+    """
     for key in values:
         if key not in readers:
             raise ClusterError(f"unknown setting {place}.{key}; {nearest_of(key, readers, f'{place}.')}")
-    return {key: readers[key](f"{place}.{key}", value) for key, value in values.items() if value is not None}
+    return kind(**{key: readers[key](f"{place}.{key}", value) for key, value in values.items() if value is not None})
 
 
 def nearest_of(word: str, known: Iterable[str], prefix: str = "") -> str:
@@ -43,6 +48,13 @@ def matching(pattern: re.Pattern[str], remedy: str) -> Callable[[str, object], s
         return text
 
     return read
+
+
+PATH = matching(re.compile(r"[A-Za-z0-9_.+@=/-]+"), "must be a path of letters, digits and _.+@=/-")
+IMAGE = matching(
+    re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_.,:+@=/#-]*"),
+    "must be the name or the path of an image, of letters, digits and _.,:+@=/#-",
+)
 
 
 def one_of(choices: tuple[str, ...]) -> Callable[[str, object], str]:

@@ -23,8 +23,6 @@ from cluster.yaml_text import as_yaml
 
 _CPUS_PER_GPU = 4
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_IMAGE = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_.,:+@=/#-]*")
-_PATH = re.compile(r"[A-Za-z0-9_.+@=/-]+")
 _STATES = {
     "RUNNING": JobState.RUNNING, "UNKNOWN": JobState.UNKNOWN,
     **dict.fromkeys(("UNSUBMITTED", "SUBMITTED", "PENDING"), JobState.PENDING),
@@ -49,9 +47,7 @@ class TorchxSettings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> TorchxSettings:
-        """Values as a person writes them, or as `dataclasses.asdict` gives them. Raises ClusterError."""
-        found: dict[str, Any] = reading.read("torchx", values, _READERS)
-        return cls(**found)  # each reader gives the type of its field
+        return reading.read(cls, "torchx", values, _READERS)
 
 
 def _arguments(key: str, value: object) -> tuple[str, ...]:
@@ -65,8 +61,8 @@ def _arguments(key: str, value: object) -> tuple[str, ...]:
 _READERS: Mapping[str, reading.Reader] = {
     "scheduler": reading.matching(_NAME, "must be the name of a scheduler of torchx"),
     "arguments": _arguments,
-    "image": reading.matching(_IMAGE, "must be the name or the path of an image, of letters, digits and _.,:+@=/#-"),
-    "python": reading.matching(_PATH, "must be a path of letters, digits and _.+@=/-"),
+    "image": reading.IMAGE,
+    "python": reading.PATH,
     "gpus": reading.truth,
     "cpus_per_rank": reading.number(1, 1024),
     "memory": reading.number(1, 100_000_000),

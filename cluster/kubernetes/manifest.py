@@ -13,6 +13,7 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.job import FINAL_CODES, Job
 from cluster.kubernetes.settings import PROVIDERS, KubernetesSettings
+from cluster.preemption import SPOT_NOTICE_SECONDS
 
 CPUS_PER_GPU = 4
 USUAL_GRACE_SECONDS = 120
@@ -46,7 +47,7 @@ def grace_seconds(asked: int | None, settings: KubernetesSettings) -> int:
     wanted = USUAL_GRACE_SECONDS if asked is None else asked
     if not settings.spot or settings.provider is None:
         return wanted
-    return min(wanted, PROVIDERS[settings.provider].grace_seconds)
+    return min(wanted, int(SPOT_NOTICE_SECONDS[PROVIDERS[settings.provider].notice]))
 
 
 def cpus_per_node(settings: KubernetesSettings, ranks_per_node: int) -> int:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from cluster import settings
 from cluster.errors import ClusterError
@@ -24,26 +23,24 @@ _SELECTOR = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9_.-]+=[A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """How spot nodes are asked for. grace_seconds: what a pod on one gets at most, whatever it asks for."""
+    """How spot nodes are asked for. notice: the key of SPOT_NOTICE_SECONDS that a pod on one gets."""
 
     spot: Mapping[str, str]
     tolerates: str  # the taint of spot nodes; empty for none
-    grace_seconds: int
+    notice: str
 
 
-# Grace: GKE "Spot VMs" (15 s for pods that are not the system's), EC2 "Spot Instance interruptions" (120 s), Azure
-# "Spot Virtual Machines" (30 s).
 PROVIDERS: Mapping[str, Provider] = MappingProxyType(
     {
         "gke": Provider(
-            spot={"cloud.google.com/gke-spot": "true"}, tolerates="cloud.google.com/gke-spot", grace_seconds=15
+            spot={"cloud.google.com/gke-spot": "true"}, tolerates="cloud.google.com/gke-spot", notice="GKE spot"
         ),
-        "eks": Provider(spot={"eks.amazonaws.com/capacityType": "SPOT"}, tolerates="", grace_seconds=120),
-        "karpenter": Provider(spot={"karpenter.sh/capacity-type": "spot"}, tolerates="", grace_seconds=120),
+        "eks": Provider(spot={"eks.amazonaws.com/capacityType": "SPOT"}, tolerates="", notice="AWS spot"),
+        "karpenter": Provider(spot={"karpenter.sh/capacity-type": "spot"}, tolerates="", notice="AWS spot"),
         "aks": Provider(
             spot={"kubernetes.azure.com/scalesetpriority": "spot"},
             tolerates="kubernetes.azure.com/scalesetpriority",
-            grace_seconds=30,
+            notice="Azure spot",
         ),
     }
 )
@@ -88,9 +85,7 @@ class KubernetesSettings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> KubernetesSettings:
-        """Values as a person writes them, or as `dataclasses.asdict` gives them. Raises ClusterError."""
-        found: dict[str, Any] = settings.read("kubernetes", values, _READERS)
-        return cls(**found)  # each reader gives the type of its field
+        return settings.read(cls, "kubernetes", values, _READERS)
 
 
 def _each(pattern: re.Pattern[str], remedy: str) -> Callable[[str, object], tuple[str, ...]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cluster import settings
 from cluster.errors import ClusterError
@@ -55,9 +54,7 @@ class SkySettings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> SkySettings:
-        """Values as a person writes them, or as `dataclasses.asdict` gives them. Raises ClusterError."""
-        found: dict[str, Any] = settings.read("sky", values, _READERS)
-        return cls(**found)  # each reader gives the type of its field
+        return settings.read(cls, "sky", values, _READERS)
 
 
 def _secrets(key: str, value: object) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cluster import settings
 from cluster.errors import ClusterError
@@ -13,8 +12,6 @@ from cluster.errors import ClusterError
 _TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}|infinite|unlimited", re.IGNORECASE)
 _MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
 SIGNALS = ("USR2", "USR1", "TERM", "HUP", "INT")
-_PATH = re.compile(r"[A-Za-z0-9_.+@=/-]+")
-_IMAGE = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_.,:+@=/#-]*")
 _MOUNT = re.compile(r"/[A-Za-z0-9_.+@=/-]*(:/[A-Za-z0-9_.+@=/-]*(:[a-z+]+)?)?")
 RUNTIMES = ("pyxis", "apptainer")
 GPU_SPELLINGS = ("gpus-per-node", "gres", "none")
@@ -57,9 +54,7 @@ class SlurmSettings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> SlurmSettings:
-        """Values as a person writes them, or as `dataclasses.asdict` gives them. Raises ClusterError."""
-        found: dict[str, Any] = settings.read("slurm", values, _READERS)
-        return cls(**found)  # each reader gives the type of its field
+        return settings.read(cls, "slurm", values, _READERS)
 
 
 def _mounts(key: str, value: object) -> tuple[str, ...]:
@@ -92,10 +87,8 @@ _READERS: Mapping[str, settings.Reader] = {
     "exclusive": settings.truth,
     "signal": settings.one_of(SIGNALS),
     "signal_seconds": settings.number(1, 65535),
-    "python": settings.matching(_PATH, "must be a path of letters, digits and _.+@=/-"),
-    "container": settings.matching(
-        _IMAGE, "must be the name or the path of an image, of letters, digits and _.,:+@=/#-"
-    ),
+    "python": settings.PATH,
+    "container": settings.IMAGE,
     "container_runtime": settings.one_of(RUNTIMES),
     "container_mounts": _mounts,
     "setup": settings.lines,

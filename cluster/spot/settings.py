@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster import settings
 from cluster.errors import ClusterError
 from cluster.spot.interruptions import Interruption, drawn, read_trace
 
-_MOST = 1_000_000
 _USUAL_MEAN_SECONDS = 60
 _EXAMPLE = '{"after_seconds": 20, "nodes": [0], "notice_seconds": 120, "gone_seconds": 10}'
 
@@ -28,23 +28,14 @@ class SpotSettings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> SpotSettings:
-        """Values as a person writes them, or as `dataclasses.asdict` gives them. Raises ClusterError."""
-        given = {key: value for key, value in values.items() if value is not None}
-        known = [field.name for field in fields(cls)]
-        if unknown := [key for key in given if key not in known]:
-            raise ClusterError(f"unknown setting local_spot.{unknown[0]}; there are: {', '.join(known)}")
-        if "trace" in given and len(given) > 1:
+        found = settings.read(cls, "local_spot", values, _READERS)
+        is_random = found.seed is not None or found.mean_seconds is not None
+        if found.trace is not None and is_random:
             raise ClusterError("--spot-trace says when machines go, and so does --spot-seed; give one of them")
-        if "trace" in given:
-            settings = cls(trace=str(Path(str(given["trace"])).absolute()))
-            settings.interruptions()
-            return settings
-        if not given:
-            return cls()
-        return cls(
-            seed=_whole("seed", given.get("seed", 0), 0),
-            mean_seconds=_whole("mean_seconds", given.get("mean_seconds", _USUAL_MEAN_SECONDS), 1),
-        )
+        found.interruptions()
+        if not is_random:
+            return found
+        return replace(found, seed=found.seed or 0, mean_seconds=found.mean_seconds or _USUAL_MEAN_SECONDS)
 
     def interruptions(self) -> tuple[Interruption, ...]:
         """Those of the trace. Raises ClusterError."""
@@ -84,8 +75,12 @@ class SpotSettings:
         return f"taken away about every {self.mean_seconds} s (seed {self.seed})"
 
 
-def _whole(key: str, value: object, least: int) -> int:
-    text = str(value)
-    if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= _MOST:
-        raise ClusterError(f"local_spot.{key}={text!r} is not a whole number from {least} to {_MOST}")
-    return int(text)
+def _trace(_key: str, value: object) -> str:
+    return str(Path(str(value)).absolute())
+
+
+_READERS: Mapping[str, settings.Reader] = {
+    "seed": settings.number(0, 1_000_000),
+    "mean_seconds": settings.number(1, 1_000_000),
+    "trace": _trace,
+}
