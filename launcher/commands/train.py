@@ -69,9 +69,9 @@ def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Names
     ready = [checked for work in works if (checked := _checked(work, arguments)) is not None]
     if not ready:
         return 0
-    batches = [[work] for work in ready] if backend.needs_launcher else [ready]
-    starts = [[start_of(work, len(ready), arguments) for work in batch] for batch in batches]
-    submissions = [backend.render([start.job(len(start.run.attempts()) + 1) for start in batch]) for batch in starts]
+    starts = [start_of(work, len(ready), arguments) for work in ready]
+    jobs = [start.job(len(start.run.attempts()) + 1) for start in starts]
+    submissions = [backend.render([job]) for job in jobs] if backend.needs_launcher else [backend.render(jobs)]
     if not arguments.dry_run:
         for submission in submissions:
             backend.check(submission)
@@ -86,11 +86,11 @@ def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Names
     if arguments.dry_run:
         from launcher.commands.bundle import show
 
-        return show(ready, [start for batch in starts for start in batch], submissions, backend, arguments.bundle)
+        return show(ready, starts, submissions, backend, arguments.bundle)
     _make(ready)
     if not backend.needs_launcher:
-        return _submit(ready, starts[0], backend)
-    return _train_here(ready, [start for batch in starts for start in batch], backend)
+        return _submit(ready, starts, backend)
+    return _train_here(ready, starts, backend)
 
 
 def _checked(work: Work, arguments: argparse.Namespace) -> Work | None:
