@@ -41,7 +41,7 @@ class LocalBackend:
     def topology(self, nodes: int, ranks_per_node: int | None) -> Topology:
         """This machine's GPUs, or CPU ranks where it has none; one rank if no number is given and there is no GPU."""
         if nodes > 1:
-            raise ClusterError(f"--nodes {nodes} is more than --on local has (1); use --gpus for more ranks")
+            raise ClusterError(f"--nodes {nodes} is more than --on local has (1); use more --gpus, or --on slurm")
         gpus = local_gpu_count()
         if gpus and ranks_per_node and ranks_per_node > gpus:
             raise ClusterError(

@@ -30,7 +30,7 @@ def refuse_what_cannot_work(
 
     The GPU counts where the command names it, or where the run is to be on this machine's.
     """
-    gpu = _gpu_of_run(topology, backend, arguments)
+    gpu = gpu_of_run(topology, backend, arguments)
     if gpu is not None and not topology.has_gpus:
         raise UsageError(f"--gpu {gpu.name}: this run has no GPU; give --plan to see what it would need on one")
     refuse_incompatible(recipe, gpu)
@@ -78,14 +78,15 @@ def notices_of(backend: Backend, arguments: argparse.Namespace) -> tuple[Notice,
     return (Notice(place=backend.name, seconds=seconds, setting=setting),)
 
 
-def _gpu_of_run(topology: Topology, backend: Backend, arguments: argparse.Namespace) -> Gpu | None:
+def gpu_of_run(topology: Topology, backend: Backend, arguments: argparse.Namespace) -> Gpu | None:
+    """The one that the command names, or this machine's where the run is to be on it."""
     is_stated = arguments.gpu is not None or arguments.gpu_memory is not None
     return known_gpu(arguments) if is_stated or (topology.has_gpus and backend.needs_launcher) else None
 
 
 def _report(recipe: Recipe, topology: Topology, backend: Backend, arguments: argparse.Namespace) -> Report | None:
     """None where the GPU is not known, or there is no formula."""
-    if (gpu := _gpu_of_run(topology, backend, arguments)) is None:
+    if (gpu := gpu_of_run(topology, backend, arguments)) is None:
         return None
     from launcher.preflight.report import Known, make_report
     from launcher.preflight.shape import NoShape

@@ -84,9 +84,9 @@ def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Names
     for text in (text for submission in submissions for text in submission.warnings):
         say(f"note: {text}")
     if arguments.dry_run:
-        from launcher.commands.bundle import show
+        from launcher.commands.dry_run import dry_run
 
-        return show(ready, starts, submissions, backend, arguments.bundle)
+        return dry_run(ready, starts, submissions, backend, arguments)
     _make(ready)
     if not backend.needs_launcher:
         return _submit(ready, starts, backend)

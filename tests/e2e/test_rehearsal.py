@@ -46,11 +46,18 @@ def test_a_shipped_recipe_passes_as_on_a_spot_machine_and_leaves_nothing_behind(
     assert other_ranks["remark"].startswith("every sample once")
 
 
-def test_a_dry_run_trains_saves_and_restores_here_and_makes_nothing(tmp_path):
-    shown = launch(TINY, "--name", "dry", "--dry-run", "--no-steps", runs_dir=tmp_path)
-    result = launch(TINY, "--name", "dry", "--dry-run", runs_dir=tmp_path)
-    assert (result.returncode, result.stdout) == (0, shown.stdout), result.stderr
-    trained, saved, restored = result.stderr.splitlines()[-3:]
+def test_a_dry_run_of_a_cluster_job_answers_all_on_a_machine_without_a_cluster_and_makes_nothing(tmp_path):
+    job = [TINY, "--name", "dry", "--nodes", "2", "--gpus", "8", "batch.size=16", "--dry-run"]
+    shown = launch(*job, "--no-steps", runs_dir=tmp_path)
+    result = launch(*job, "--json", runs_dir=tmp_path)
+    assert (shown.returncode, result.returncode) == (0, 0), shown.stderr + result.stderr
+    found = json.loads(result.stdout)
+    script = found["submission"]["files"]["submission.sh"]
+    assert "#SBATCH --gpus-per-node=8\n" in script
+    assert shown.stdout.startswith(script)
+    assert "not checked here: whether the nodes of Slurm have GPUs" in shown.stderr
+    assert found["memory"]["traced"]["bytes"] > 4 * 4 * 500_000  # parameters, gradients and two moments
+    trained, saved, restored = found["steps"]
     assert trained.startswith("trained    3 steps of 2 samples on cpu in fp32: loss 5.")
     assert saved.endswith("and read back: intact")
     assert restored.startswith("restored   after step 3, every byte checked; loss ")
