@@ -52,7 +52,7 @@ def test_killing_ranks_at_random_moments_changes_nothing(tmp_path, undisturbed, 
             os.kill(moments.choice(victims), signal.SIGKILL)
             kills += 1
             wait_for_new_commit(run, launcher)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     assert kills >= 2, f"seed {seed}: the run ended after {kills} kills"
     assert_same_ending(run, undisturbed(ranks, LONG))
@@ -74,7 +74,7 @@ def test_saving_when_that_is_worth_it_changes_nothing(tmp_path, undisturbed):
     run = tmp_path / "auto"
     wait_for_new_commit(run, launcher)
     os.kill(Processes(launcher.pid).find()["rank"][0], signal.SIGKILL)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     assert "killed by SIGKILL; its ranks start again from the newest commit" in errors
     assert len(committed_steps(run)) >= 3
@@ -88,7 +88,7 @@ def test_killing_any_process_loses_nothing(tmp_path, undisturbed, victim):
     wait_for_step(run, 12)
     pid = launcher.pid if victim == "launcher" else Processes(launcher.pid).find()[victim][0]
     os.kill(pid, signal.SIGKILL)
-    launcher.communicate(timeout=120)
+    launcher.communicate(timeout=300)
     if victim == "launcher":
         wait_for(lambda: status(run)["state"] == "PENDING", "the run to stop when its launcher was killed")
         finish(run, 2)
@@ -109,7 +109,7 @@ def test_a_stop_signal_to_any_process_commits_and_exits_75(tmp_path, undisturbed
     run = tmp_path / "run"
     wait_for_step(run, 12)
     os.kill(launcher.pid if receiver == "launcher" else Processes(launcher.pid).find()[receiver][0], number)
-    _, errors = launcher.communicate(timeout=60)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 75, errors
     assert "launch resume" in errors.splitlines()[-1]
     state = status(run)
@@ -126,7 +126,7 @@ def test_a_stop_signal_during_start_up_is_handled(tmp_path, undisturbed):
     run = tmp_path / "run"
     wait_for((run / "attempts/0001/logs/node-0.log").exists, "the node process")
     launcher.send_signal(signal.SIGTERM)
-    _, errors = launcher.communicate(timeout=60)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 75, errors
     assert status(run)["step"] == 0
     finish(run, 2)
@@ -139,7 +139,7 @@ def test_a_second_interrupt_stops_at_once_and_the_run_resumes(tmp_path, undistur
     wait_for_step(run, 8)
     launcher.send_signal(signal.SIGINT)
     launcher.send_signal(signal.SIGINT)
-    _, errors = launcher.communicate(timeout=30)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 75, errors
     finish(run, 2)
     assert_same_ending(run, undisturbed(2))
@@ -159,7 +159,7 @@ def test_metrics_have_every_step_once_after_ten_interruptions(tmp_path, undistur
         wait_for_new_commit(run, launcher, attempt=3)
         os.kill(victim, signal.SIGKILL)
         killed.add(victim)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     restarts = [e for e in json_lines(run / "attempts/0003/events.jsonl") if e["event"] == "restarted"]
     assert len([restart for restart in restarts if "killed by SIGKILL" in restart["cause"]]) == 8

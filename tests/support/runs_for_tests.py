@@ -37,7 +37,7 @@ def small_words(ranks: int, **changed: object) -> list[str]:
 
 
 def launch(
-    *words: str, runs_dir: Path, timeout: float = 120, cwd: Path = REPOSITORY
+    *words: str, runs_dir: Path, timeout: float = 300, cwd: Path = REPOSITORY
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*LAUNCH, *words], cwd=cwd, env=environment(runs_dir), capture_output=True, text=True, timeout=timeout
@@ -99,7 +99,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = 180) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 300) -> Any:
     """The first true answer of `condition`. Fails with `what` when there is none in time."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -138,7 +138,7 @@ def check_that_a_killed_rank_changes_nothing(words: list[str], runs_dir: Path) -
     launcher = start(*words, "--name", "killed", runs_dir=runs_dir)
     wait_for_step(runs_dir / "killed", 12)
     os.kill(Processes(launcher.pid).find()["rank"][1], signal.SIGKILL)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     events = json_lines(runs_dir / "killed/attempts/0001/events.jsonl")
     assert [event["event"] for event in events].count("restarted") == 1
