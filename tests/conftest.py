@@ -17,8 +17,8 @@ settings.load_profile("tests")
 
 # They take longest, and are begun first, before the other files of their folder: each file is one worker's.
 LONG_FILES = (
-    "e2e/test_equality.py", "cluster/test_slurm_recovery.py", "e2e/test_qlora.py", "e2e/test_errors.py",
-    "cluster/test_slurm.py", "e2e/test_zero.py", "e2e/test_strategy_runs.py", "e2e/test_strategies.py",
+    "cluster/test_slurm_recovery.py", "e2e/test_qlora.py", "e2e/test_errors.py", "e2e/test_equality.py",
+    "cluster/test_slurm.py", "e2e/test_strategy_runs.py", "e2e/test_zero.py", "e2e/test_stop_signals.py",
 )  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from launcher.rehearsal.processes import Processes
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = (sys.executable, "-m", "launcher")
 TINY = "recipes/gpt_tiny.py"
+STEPS = 60
 # The tiny recipe, small enough to run many times.
 SMALL = (
-    "steps=60",
+    f"steps={STEPS}",
     "checkpoint.every=5",
     "schedule.warmup_steps=3",
     "evaluation.samples=0",
@@ -129,6 +130,17 @@ def status(run: Path) -> dict[str, Any]:
     assert result.returncode == 0, result.stderr
     answer: dict[str, Any] = json.loads(result.stdout)
     return answer
+
+
+def finish(run: Path, ranks: int) -> None:
+    """Resume the run; it goes on to its end."""
+    result = launch("resume", run.name, "--gpus", str(ranks), runs_dir=run.parent)
+    assert result.returncode == 0, result.stderr
+
+
+def assert_same_ending(run: Path, reference: Path) -> None:
+    assert digests(run) == digests(reference)
+    assert steps_of(run) == steps_of(reference)
 
 
 def check_that_a_killed_rank_changes_nothing(words: list[str], runs_dir: Path) -> subprocess.CompletedProcess[str]:
