@@ -43,7 +43,7 @@ class Delivery:
 class Trial:
     """One run at the scale of a laptop, and its present launcher, which is ended with this context.
 
-    on_cpu: even where there are GPUs.
+    on_cpu: even where there are GPUs. Temporary files lie beside the run: those of killed processes stay.
     """
 
     def __init__(self, run: Run, words: Sequence[str], *, on_cpu: bool) -> None:
@@ -82,7 +82,7 @@ class Trial:
         with open(self.log, "ab") as log:
             self._launcher = subprocess.Popen(
                 [sys.executable, "-m", "launcher", *self._words, *flags],
-                env={**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if self._on_cpu else {})},
+                env={**os.environ, "TMPDIR": str(folder), **({"CUDA_VISIBLE_DEVICES": ""} if self._on_cpu else {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

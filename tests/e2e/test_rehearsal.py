@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ def test_a_recipe_that_forgets_fails_with_the_first_step_that_differs(tmp_path, 
     shutil.rmtree(found["folder"])
 
 
-def test_a_shipped_recipe_passes_as_on_a_spot_machine_and_leaves_nothing_behind(tmp_path):
-    code, found = rehearse(TINY, "--on", "spot", folder=tmp_path)
+def test_a_shipped_recipe_passes_as_on_a_spot_machine_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    with tempfile.TemporaryDirectory() as temporary:  # not below tmp_path: the paths of sockets must be short
+        monkeypatch.setenv("TMPDIR", temporary)
+        code, found = rehearse(TINY, "--on", "spot", folder=tmp_path)
+        assert list(Path(temporary).iterdir()) == []
     assert code == 0, found
     assert found["is_equal"]
     assert found["first_differing_step"] is found["folder"] is None

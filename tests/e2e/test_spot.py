@@ -74,7 +74,7 @@ def test_of_two_launchers_that_resume_at_once_one_goes_on_and_the_other_says_who
     (tmp_path / "trace").touch()
     words = ("resume", run.name, "--spot-trace", str(tmp_path / "trace"))
     both = [start(*words, runs_dir=run.parent) for _ in range(2)]
-    said = {launcher.communicate(timeout=120)[1].splitlines()[-1]: launcher.returncode for launcher in both}
+    said = {launcher.communicate(timeout=300)[1].splitlines()[-1]: launcher.returncode for launcher in both}
     assert sorted(said.values()) == [0, 2], said
     (refusal,) = [line for line, code in said.items() if code == 2]
     assert "this run is being trained by job waiting/" in refusal

@@ -32,9 +32,17 @@ def words(tmp_path, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("more", "sent", "unchecked"),
     [
-        (("--on", "sky", *BUCKET), "sky jobs launch --yes --detach-run", "whether the machine may write s3://bucket/"),
-        (("--on", "kubernetes", *POD, "--nodes", "2"), "POST /apis/jobset.x-k8s.io/", "whether nodes can pull train:1"),
-        (("--on", "torchx:mine"), "torchx run -s mine", "whether mine takes it"),
+        (
+            ("--on", "sky", *BUCKET, "--no-steps"),
+            "sky jobs launch --yes --detach-run",
+            "whether the machine may write s3://bucket/",
+        ),
+        (
+            ("--on", "kubernetes", *POD, "--nodes", "2", "--no-steps"),
+            "POST /apis/jobset.x-k8s.io/",
+            "whether nodes can pull train:1",
+        ),
+        (("--on", "torchx:mine"), "torchx run -s mine", "whether mine takes it"),  # with real steps, here
     ],
     ids=["sky", "kubernetes", "torchx"],
 )
