@@ -10,6 +10,7 @@ from typing import Protocol
 
 from cluster.errors import ClusterError
 from cluster.job import Job, Situation, Submission
+from cluster.rent import Rent
 from cluster.topology import Topology
 
 
@@ -47,6 +48,10 @@ class Backend(Protocol):
 
     def notice(self) -> tuple[str, float] | None:
         """The setting, and its seconds, by which the place says that it will end a job; None where it never does."""
+        ...
+
+    def rent(self) -> Rent:
+        """What is known of the price of its machines."""
         ...
 
     def settings(self) -> dict[str, object]:

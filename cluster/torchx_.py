@@ -18,6 +18,7 @@ from typing import Any
 from cluster import settings as reading
 from cluster.errors import ClusterError, Refused
 from cluster.job import Job, JobState, Request, Situation, Submission, send_all
+from cluster.rent import Rent
 from cluster.topology import Topology
 from cluster.yaml_text import as_yaml
 
@@ -97,6 +98,9 @@ class TorchxBackend:
 
     def notice(self) -> tuple[str, float] | None:
         return None
+
+    def rent(self) -> Rent:
+        return Rent()
 
     def settings(self) -> dict[str, object]:
         return asdict(self._settings)
