@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Protocol
 
+from cluster.absent import refuse_absent
 from cluster.errors import ClusterError
 from cluster.job import Job, Situation, Submission
 from cluster.rent import Rent
@@ -100,6 +101,7 @@ BACKENDS = {
 
 def backend_named(name: str, settings: Mapping[str, object] | None = None) -> Backend:
     """The backend `name`. Raises ClusterError for an unknown one, and for settings that it does not have."""
+    refuse_absent(name, f"--on {name}")
     if name not in BACKENDS:
         nearest = get_close_matches(name, BACKENDS, n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
