@@ -276,7 +276,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-steps",
         action="store_true",
-        help="with --dry-run: do without the few real steps that it takes here, at the scale of a laptop",
+        help="with --dry-run: do without the few real steps that it takes here",
     )
     parser.add_argument(
         "--sweep",

@@ -42,7 +42,7 @@ def plan(arguments: argparse.Namespace, target: Target) -> int:
     traced = _trace(resolved, topology) if arguments.trace else None
     submission = _submission(arguments, target.backend, resolved, topology)
     try:
-        report = make_report(case, gpu, _known(arguments, target.backend))
+        report = make_report(case, gpu, known_of(arguments, target.backend))
     except NoShape as error:
         if traced is None:
             raise
@@ -71,7 +71,7 @@ def _submission(
     return {"target": backend.name, "files": dict(bundle.files), "summary": list(bundle.summary)}
 
 
-def _known(arguments: argparse.Namespace, backend: Backend) -> Known:
+def known_of(arguments: argparse.Namespace, backend: Backend) -> Known:
     return Known(
         mfu=arguments.mfu,
         node_hours=arguments.mtbf_hours,

@@ -61,16 +61,10 @@ def train(arguments: argparse.Namespace) -> int:
     ]
     code = train_all(works, target.backend, arguments)
     if code == 0 and arguments.dry_run and not arguments.no_steps and not works[0].exists:
-        _take_steps(arguments.recipe, target.words)
+        from launcher.commands.steps import take_steps
+
+        take_steps(arguments, target, topology)
     return code
-
-
-def _take_steps(recipe: str, words: Sequence[str]) -> None:
-    from launcher.preflight.steps import STEPS, real_steps
-
-    say(f"dry run: {STEPS} real steps of the recipe, on this machine and at the scale of a laptop")
-    for line in real_steps(recipe, words):
-        say(line)
 
 
 def _members(

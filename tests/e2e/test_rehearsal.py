@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,12 @@ def test_a_dry_run_trains_saves_and_restores_here_and_makes_nothing(tmp_path):
     shown = launch(TINY, "--name", "dry", "--dry-run", "--no-steps", runs_dir=tmp_path)
     result = launch(TINY, "--name", "dry", "--dry-run", runs_dir=tmp_path)
     assert (result.returncode, result.stdout) == (0, shown.stdout), result.stderr
-    trained, saved, restored = result.stderr.splitlines()[-3:]
+    scale, trained, saved, restored, speed = result.stderr.splitlines()[-5:]
+    assert scale.endswith("and at the scale of a laptop (the run has no GPU)")
     assert trained.startswith("trained    3 steps of 2 samples on cpu in fp32: loss 5.")
     assert saved.endswith("and read back: intact")
     assert restored.startswith("restored   after step 3, every byte checked; loss ")
+    assert re.fullmatch(r"speed +[\d,]+ tokens/s at the scale .*: no MFU follows .* stay as they are", speed)
     assert list(tmp_path.iterdir()) == []
 
 
