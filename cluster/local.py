@@ -15,6 +15,7 @@ from cluster.errors import ClusterError
 from cluster.job import Job, JobState, Situation, Submission
 from cluster.preemption import stop_signals_held
 from cluster.processes import die_with_parent
+from cluster.rent import Rent
 from cluster.topology import Topology, local_core_count, local_gpu_count
 
 _HANDLE = re.compile(r"([1-9][0-9]{0,9}):([1-9][0-9]{0,18})")
@@ -54,6 +55,9 @@ class LocalBackend:
 
     def notice(self) -> tuple[str, float] | None:
         return None
+
+    def rent(self) -> Rent:
+        return Rent()
 
     def settings(self) -> dict[str, object]:
         return {}

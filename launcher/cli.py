@@ -325,6 +325,7 @@ def _ls(parser: argparse.ArgumentParser) -> None:
 
 def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the name or folder of a run, or of a group")
+    parser.add_argument("--prices", metavar="FILE", help="prices of your own, as the table that ships has")
     _add_runs_dir(parser)
     _add_json(parser)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError, Refused
 from cluster.job import Job, Situation, Submission
+from cluster.rent import Rent
 from cluster.slurm import queue
 from cluster.slurm.script import FOLDER, batch_script, cpus_per_node
 from cluster.slurm.settings import SlurmSettings
@@ -56,6 +57,9 @@ class SlurmBackend:
     def notice(self) -> tuple[str, float] | None:
         """Before the time limit. How long a preempted job has is the site's choice."""
         return "slurm.signal_seconds", float(self._settings.signal_seconds)
+
+    def rent(self) -> Rent:
+        return Rent(accelerator=self._settings.gpu_type)
 
     def settings(self) -> dict[str, object]:
         return asdict(self._settings)

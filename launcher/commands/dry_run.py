@@ -12,10 +12,9 @@ from cluster.job import Submission
 from launcher.commands.bundle import Bundle, masked
 from launcher.commands.estimate import Estimate, estimate
 from launcher.commands.refusals import gpu_of_run
+from launcher.commands.steps import take_steps
 from launcher.commands.train import Work, say_all
-from launcher.preflight.steps import STEPS, real_steps
 from launcher.supervise import Start
-from launcher.targets import recipe_words
 from launcher.terminal import answer_lines, say
 
 
@@ -45,7 +44,8 @@ def dry_run(
     for text in (text for submission in submissions for text in submission.unchecked):
         say(f"not checked here: {text}")
     found = None if works[0].exists else _estimate(works[0], backend, arguments)
-    steps = [] if works[0].exists or arguments.no_steps else _take_steps(arguments)
+    topology = works[0].plan.topology
+    steps = [] if works[0].exists or arguments.no_steps else take_steps(arguments, backend, topology)
     if arguments.json:
         known = {} if found is None else found.as_json()
         print(json.dumps(known | {"submission": bundle.as_json(backend.name), "steps": steps}, indent=1))
@@ -65,12 +65,3 @@ def _estimate(work: Work, backend: Backend, arguments: argparse.Namespace) -> Es
     for line in found.lines():
         say(line)
     return found
-
-
-def _take_steps(arguments: argparse.Namespace) -> list[str]:
-    say(f"dry run: {STEPS} real steps of the recipe, on this machine and at the scale of a laptop")
-    lines = []
-    for line in real_steps(arguments.recipe, recipe_words(arguments.overrides)):
-        say(line)
-        lines.append(line)
-    return lines

@@ -68,7 +68,7 @@ def estimate(
     is_traced: bool,
 ) -> Estimate:
     """Raises UsageError for prices that cannot be read."""
-    known = _known(arguments, backend)
+    known = known_of(arguments, backend)
     traced = _trace(resolved, topology) if is_traced else None
     try:
         report = make_report(Case(recipe=resolved.recipe, topology=topology), gpu, known)
@@ -77,7 +77,7 @@ def estimate(
     return Estimate(report=report, missing="", traced=traced)
 
 
-def _known(arguments: argparse.Namespace, backend: Backend) -> Known:
+def known_of(arguments: argparse.Namespace, backend: Backend) -> Known:
     return Known(
         mfu=arguments.mfu,
         node_hours=arguments.mtbf_hours,

@@ -24,7 +24,7 @@ def plan(arguments: argparse.Namespace, target: Target) -> int:
         nodes=arguments.nodes or 1, ranks_per_node=arguments.gpus or local_gpu_count() or 1, has_gpus=True
     )
     resolved = loading.load(arguments.recipe, target.words, laptop=bool(arguments.laptop))
-    gpu = known_gpu(arguments)
+    gpu = known_gpu(arguments, target.backend)
     refuse_incompatible(resolved.recipe, gpu)
     for line in (*cautions(resolved.recipe, topology), *warnings_of_disk(target.backend, arguments)):
         say(line)

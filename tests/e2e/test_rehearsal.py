@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -61,10 +62,12 @@ def test_a_dry_run_of_a_cluster_job_answers_all_on_a_machine_without_a_cluster_a
     assert shown.stdout.startswith(script)
     assert "not checked here: whether the nodes of Slurm have GPUs" in shown.stderr
     assert found["memory"]["traced"]["bytes"] > 4 * 4 * 500_000  # parameters, gradients and two moments
-    trained, saved, restored = found["steps"]
+    scale, trained, saved, restored, speed = found["steps"]
+    assert scale.endswith("and at the scale of a laptop (there is no GPU here whose kind is known)")
     assert trained.startswith("trained    3 steps of 2 samples on cpu in fp32: loss 5.")
     assert saved.endswith("and read back: intact")
     assert restored.startswith("restored   after step 3, every byte checked; loss ")
+    assert re.fullmatch(r"speed +[\d,]+ tokens/s at the scale .*: no MFU follows .* stay as they are", speed)
     assert list(tmp_path.iterdir()) == []
 
 

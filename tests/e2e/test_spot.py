@@ -32,7 +32,9 @@ def test_machines_that_are_taken_or_crash_change_nothing(course):
     finally:
         run.give_up()
     run.check_ending()
-    attempts = status(run.run)["attempts"]
+    told = status(run.run)
+    attempts = told["attempts"]
+    assert (told["bill"], {attempt["gpu_hours"] for attempt in attempts}) == (None, {None})  # its ranks are on CPUs
     assert [attempt["state"] for attempt in attempts] == ["LOST", "LOST", "SUCCEEDED"]
     assert attempts[0]["cause"] == "nodes 0 and 1 taken away without notice"
     assert attempts[1]["cause"].startswith("node 1 (127.0.0.1) has ")

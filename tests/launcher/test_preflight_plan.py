@@ -296,3 +296,10 @@ def test_a_plan_imports_no_torch():
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True)
+
+
+def test_the_gpu_that_the_target_names_is_the_one_that_has_to_hold_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    words = [str(REPOSITORY / "recipes/llama_fsdp.py"), "--on", "slurm", "model.name=meta-llama/Llama-3.1-70B"]
+    assert main([*words, "slurm.gpu_type=h100", "--gpus", "8", "--dry-run", f"--runs-dir={tmp_path}"]) == 3
+    assert "and h100 has 79.0 GiB; use " in capsys.readouterr().err
