@@ -19,6 +19,7 @@ settings.load_profile("tests")
 LONG_FILES = (
     "cluster/test_slurm_recovery.py", "e2e/test_qlora.py", "e2e/test_errors.py", "e2e/test_equality.py",
     "cluster/test_slurm.py", "e2e/test_strategy_runs.py", "e2e/test_zero.py", "e2e/test_stop_signals.py",
+    "tests/test_docs.py",
 )  # fmt: skip
 
 

@@ -60,6 +60,7 @@ class _Scalars:
         self._waiting: list[Event] = []
         self._since_flush: list[Event] = []
         self._writer: EventFileWriter | None = None
+        _wait_for_a_second_without_files(folder)
         # TensorBoard drops what an earlier attempt wrote about the steps that come again.
         restart = SessionLog(status=SessionLog.START)
         self._waiting.append(Event(step=start + 1, wall_time=time.time(), session_log=restart))
@@ -93,6 +94,12 @@ class _Scalars:
             self._writer = None
             self._waiting = self._since_flush + self._waiting
             self._since_flush = []
+
+
+def _wait_for_a_second_without_files(folder: Path) -> None:
+    """TensorBoard reads files in the order of their names: by the second, then by the host and the process."""
+    while any(folder.glob(f"*.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
 
 
 def _cut_after(path: Path, step: int) -> int:

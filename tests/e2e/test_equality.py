@@ -18,6 +18,7 @@ from support.runs_for_tests import (
     start,
     status,
     steps_of,
+    tensorboard_steps,
     wait_for,
     wait_for_step,
 )
@@ -108,11 +109,3 @@ def test_metrics_have_every_step_once_after_ten_interruptions(tmp_path, undistur
     assert_same_ending(run, undisturbed(1, LONG))
     assert steps_of(run) == list(range(1, LONG + 1))
     assert tensorboard_steps(run, "train/loss") == list(range(1, LONG + 1))
-
-
-def tensorboard_steps(run: Path, tag: str) -> list[int]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    return [scalar.step for scalar in events.Scalars(tag)]

@@ -54,7 +54,7 @@ def _process(pod: dict[str, Any], node: int, fields: dict[str, Any]) -> subproce
     for variable in container["env"]:
         path = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
         given[variable["name"]] = variable["value"] if path is None else fields[path](node)
-    system = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    system = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     return subprocess.Popen(container["command"], cwd=container["workingDir"], env={**system, **given})
 
 

@@ -34,7 +34,8 @@ class Machine:
             target = home / there.removeprefix("~/")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(here, target) if Path(here).is_dir() else shutil.copy(here, target)
-        variables = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "PATH", "LD_"))}
+        own = ("AWS_", "PATH", "LD_", "TMPDIR")
+        variables = {name: value for name, value in os.environ.items() if name.startswith(own)}
         self.log = home / "log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(

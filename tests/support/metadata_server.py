@@ -45,14 +45,14 @@ class _Handler(BaseHTTPRequestHandler):
     server: MetadataServer
 
     def _handle(self) -> None:
-        server = self.server
-        server.requests += 1
-        if server.mood == "hang":
+        mood = self.server.mood  # at first: it may be another one in the end
+        self.server.requests += 1
+        if mood == "hang":
             time.sleep(30)
-        if server.mood in ("hang", "drop"):
+        if mood in ("hang", "drop"):
             self.close_connection = True
             return
-        self._answer(*((int(server.mood), "", {}) if server.mood != "well" else self._route()))
+        self._answer(*((int(mood), "", {}) if mood != "well" else self._route()))
 
     do_GET = do_PUT = _handle  # noqa: N815  the names that http.server looks for
 

@@ -114,6 +114,14 @@ def steps_of(run: Path) -> list[int]:
     return [record["step"] for record in json_lines(run / "metrics.jsonl")]
 
 
+def tensorboard_steps(run: Path, tag: str) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [scalar.step for scalar in events.Scalars(tag)]
+
+
 def wait_for_step(run: Path, step: int) -> None:
     wait_for(lambda: (steps_of(run) or [0])[-1] >= step, f"step {step} of {run.name}")
 
