@@ -14,7 +14,7 @@ from checkpoints.strict_json import MOST, Fields, Json, encode
 
 FORMAT = 2
 BLOCK_BYTES = 1024 * 1024
-PART_BYTES = 8 * BLOCK_BYTES  # what is written, or read, at once
+PART_BYTES = 8 * BLOCK_BYTES  # what is read at once
 PAGE_BYTES = 4096  # files are padded to whole pages, so that they can be written past the page cache
 MOST_BYTES = 512 * 1024 * 1024
 MOST_DIMS = 16

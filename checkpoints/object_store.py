@@ -76,7 +76,8 @@ class ObjectStore:
 
     def put(self, key: str, blocks: Iterable[memoryview]) -> None:
         with _translated("put", check_key(key)):
-            stream = iter(blocks)
+            starts = ((block, start) for block in blocks for start in range(0, len(block), _PART_BYTES))
+            stream = (block[start : start + _PART_BYTES] for block, start in starts)
             first: list[memoryview] = []
             while sum(map(len, first)) <= _PART_BYTES:
                 block = next(stream, None)

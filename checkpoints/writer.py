@@ -23,11 +23,13 @@ from typing import Protocol
 
 from checkpoints.arena import Arena
 from checkpoints.errors import CorruptCheckpoint, StoreError, StoreUnwritable, one_line
-from checkpoints.manifest import BLOCK_BYTES, PART_BYTES, File, block_digests
+from checkpoints.manifest import BLOCK_BYTES, File, block_digests
 from checkpoints.reader import verify_file
 from checkpoints.store import Store, open_store
 from checkpoints.strict_json import Fields, encode
 
+# Written at once: after each part the writer waits for a core, which training holds.
+PART_BYTES = 64 * BLOCK_BYTES
 _MOST_ANSWER_BYTES = 2**30
 _KILLED_SECONDS = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -25,11 +25,12 @@ from trained import Toy
 from checkpoints.arena import Arena
 from checkpoints.channel import Channel
 from checkpoints.log import Claim, CommitLog
-from checkpoints.manifest import PAGE_BYTES, PART_BYTES
+from checkpoints.manifest import PAGE_BYTES
 from checkpoints.owner import this_process
 from checkpoints.posix_store import PosixStore
 from checkpoints.saver import Saver
 from checkpoints.store import Store, open_store
+from checkpoints.writer import PART_BYTES
 
 NO_DIGESTS = Path(__file__).resolve().parent / "no_digests"
 

@@ -18,9 +18,9 @@ from support.writers import kill_when_it_has_a_command, stop
 
 from checkpoints.arena import Arena
 from checkpoints.errors import CorruptCheckpoint, StoreError
-from checkpoints.manifest import BLOCK_BYTES, PART_BYTES, block_digest
+from checkpoints.manifest import BLOCK_BYTES, block_digest
 from checkpoints.posix_store import PosixStore
-from checkpoints.writer import WriterProcess
+from checkpoints.writer import PART_BYTES, WriterProcess
 
 SIZE = PART_BYTES + 3 * 4096
 FOLDER = "data/1-1-ab"
