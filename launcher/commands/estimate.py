@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +87,9 @@ def known_of(arguments: argparse.Namespace, backend: Backend) -> Known:
 
 def _trace(resolved: loading.Resolved, topology: Topology) -> dict[str, Any]:
     """In a process of its own, which imports torch."""
+    import subprocess
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="launch-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(loading.to_yaml(resolved), encoding="utf-8")
