@@ -23,6 +23,7 @@ class Kind(Enum):
 
     CLAIM = "CLAIM"
     COMMIT = "COMMIT"
+    STORED = "STORED"
     RETIRE = "RETIRE"
     PIN = "PIN"
     UNPIN = "UNPIN"
@@ -32,7 +33,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """A checkpoint that exists. `n` is its position in the log: a higher one is newer, whatever its step."""
+    """A checkpoint that exists. `n` is its position in the log: a higher one is newer, whatever its step.
+
+    hosts: on whose disks its files lie. is_stored: they lie in the store, too; if not, `hosts` have the only ones.
+    """
 
     n: int
     step: int
@@ -42,6 +46,8 @@ class Commit:
     bytes: int
     is_pinned: bool = False
     is_verified: bool = False  # every byte of it was read back and was right
+    is_stored: bool = True
+    hosts: tuple[str, ...] = ()
 
     @property
     def manifest_key(self) -> str:
@@ -61,6 +67,8 @@ class Commit:
             bytes=fields.integer("bytes"),
             is_pinned=fields.boolean("is_pinned"),
             is_verified=fields.boolean("is_verified"),
+            is_stored=fields.boolean("is_stored"),
+            hosts=fields.texts("hosts"),
         )
 
 
@@ -74,7 +82,7 @@ class Entry:
     epoch: int  # the number of the claim in force
     owner: Owner  # who made that claim
     base: int | None  # the `n` of the commit that this epoch started from; None when it started from nothing
-    commits: int  # how many there have been, retired ones included
+    commits: int  # how many have reached the store, retired ones included
     doubtful_epoch: int  # a damaged entry may have told of commits up to this epoch: their files are left alone
     is_done: bool
     live: tuple[Commit, ...]  # in the order of the log

@@ -23,7 +23,7 @@ from checkpoints.errors import (
     StoreError,
 )
 from checkpoints.owner import Owner, owner_is_alive
-from checkpoints.policy import retirable
+from checkpoints.policy import retirable, without_old_copies
 from checkpoints.store import Created, Store
 from checkpoints.strict_json import Json
 
@@ -109,6 +109,8 @@ class CommitLog:
             if state is None or not found:
                 names = ", ".join(str(commit.n) for commit in state.live) if state else "none"
                 raise CheckpointError(f"{n} is not a live commit; the live ones are: {names}")
+            if not found[0].is_stored:
+                raise CheckpointError(f"{n} is not in the store yet; pin one that is")
             pinned = replace(found[0], is_pinned=is_pinned)
             entry = state.followed_by(Kind.PIN if is_pinned else Kind.UNPIN, {"commit": n})
             live = tuple(pinned if commit.n == n else commit for commit in state.live)
@@ -176,30 +178,55 @@ class Claim:
         self._lock = threading.Lock()
 
     def commit(
-        self, *, step: int, folder: str, manifest_digest: str, size: int, verified: Collection[int] = ()
+        self,
+        *,
+        step: int,
+        folder: str,
+        manifest_digest: str,
+        size: int,
+        verified: Collection[int] = (),
+        hosts: Collection[str] = (),
     ) -> Commit:
-        """Make a save exist. `verified` are the commits that have been read back since the last call."""
+        """Make a save exist: in the store, or on the disks of `hosts` where there are any.
+
+        `verified` are the commits that have been read back since the last call.
+        """
 
         def change(entry: Entry) -> Entry:
             commit = Commit(
-                n=entry.n, step=step, epoch=self.epoch, folder=folder, manifest_digest=manifest_digest, bytes=size
-            )
-            live = (*_mark(entry.live, verified, True), commit)
-            return replace(entry, live=live, commits=entry.commits + 1)
+                n=entry.n, step=step, epoch=self.epoch, folder=folder, manifest_digest=manifest_digest, bytes=size,
+                is_stored=not hosts, hosts=tuple(sorted(hosts)),
+            )  # fmt: skip
+            live = without_old_copies((*_mark(entry.live, verified, True), commit))
+            return replace(entry, live=live, commits=entry.commits + commit.is_stored)
 
         return self._append(Kind.COMMIT, {}, change).live[-1]
 
-    def retire(self, keep: int) -> tuple[Commit, ...]:
-        """Give up the commits that nobody needs, and name them; only then may their files be deleted."""
+    def stored(self, n: int) -> None:
+        """Record that the live commit `n` is in the store now, and was read back from there."""
+
+        def change(entry: Entry) -> Entry:
+            live = tuple(
+                replace(commit, is_stored=True, is_verified=True) if commit.n == n else commit for commit in entry.live
+            )
+            return replace(entry, live=live, commits=entry.commits + 1)
+
+        self._append(Kind.STORED, {"commit": n}, change)
+
+    def retire(self, keep: int, uploading: int = 0) -> tuple[Commit, ...]:
+        """Give up the commits that nobody needs, and name them; only then may their files be deleted.
+
+        `uploading` is the commit that is being copied to the store, which stays; 0 for none.
+        """
         gone: tuple[Commit, ...] = ()
 
         def change(entry: Entry) -> Entry:
             nonlocal gone
-            gone = retirable(entry, keep)
+            gone = retirable(entry, keep, uploading)
             body: dict[str, Json] = {"commits": [commit.n for commit in gone]}
             return replace(entry, live=tuple(commit for commit in entry.live if commit not in gone), body=body)
 
-        if retirable(self.state, keep):
+        if retirable(self.state, keep, uploading):
             self._append(Kind.RETIRE, {}, change)
         return gone
 

@@ -83,6 +83,11 @@ class Fields:
             raise self.bad(name, "is not a list")
         return value
 
+    def texts(self, name: str) -> tuple[str, ...]:
+        items = dict(enumerate(self.items(name)))
+        inner = Fields(f"{self.where}, {name}", {str(i): item for i, item in items.items()})
+        return tuple(inner.text(str(i)) for i in items)
+
     def integers(self, name: str, most_items: int) -> tuple[int, ...]:
         items = self.items(name)
         if len(items) > most_items:

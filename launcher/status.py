@@ -94,10 +94,25 @@ def commit_count(run: Run) -> int:
     return 0 if entry is None else entry.commits
 
 
-def commits_as_json(commits: Iterable[Commit]) -> list[dict[str, object]]:
+def commits_as_json(commits: Iterable[Commit]) -> list[dict[str, Any]]:
     return [
-        {"commit": c.n, "step": c.step, "bytes": c.bytes, "pinned": c.is_pinned, "folder": c.folder} for c in commits
+        {
+            "commit": c.n,
+            "step": c.step,
+            "bytes": c.bytes,
+            "pinned": c.is_pinned,
+            "folder": c.folder,
+            "stored": c.is_stored,
+            "hosts": list(c.hosts),
+        }
+        for c in commits
     ]
+
+
+def where(commit: dict[str, Any]) -> str:
+    """Where a commit of `commits_as_json` lies that has copies on disks of nodes."""
+    hosts = ", ".join(commit["hosts"])
+    return f"in the store, and on the disk of {hosts}" if commit["stored"] else f"on the disk of {hosts} alone"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def real_steps(source: str, words: Sequence[str]) -> Iterator[str]:
     if batch.size is not None:  # one micro-batch does all that several do
         size = min(batch.size, batch.micro, _MOST_SAMPLES)
         words = [*_without(words, {"batch.size", "batch.micro"}), f"batch.size={size}", f"batch.micro={size}"]
+    words = [*words, "checkpoint.local_folder=null"]
     with tempfile.TemporaryDirectory(prefix="launch-steps-") as folder:
         run = Run(Path(folder) / "steps")
         with Trial(run, [source, *words, f"stop_after={STEPS}"], on_cpu=False) as trial:

@@ -20,7 +20,7 @@ from checkpoints.log import Claim, CommitLog
 from checkpoints.owner import Owner
 from checkpoints.restorer import Restored, restore
 from checkpoints.saver import Saver
-from checkpoints.store import Store, open_store, probe
+from checkpoints.store import Store, open_copies, open_store, probe
 from checkpoints.strict_json import Fields
 from cluster.preemption import Notice
 from cluster.topology import Topology
@@ -84,6 +84,7 @@ class Session:
     events: Events
     progress: Progress = field(default_factory=Progress)
     committed_step: int = 0
+    is_only_local: bool = False  # the commit that the run goes on from, and none was saved since
     longest_save_seconds: float = 0.0
     longest_step_seconds: float = 0.0
     schedule: SaveSchedule | None = None  # on rank 0 alone
@@ -125,10 +126,11 @@ class Session:
             self.schedule.step_taken(seconds)
             self._report_interval(self.schedule)
 
-    def save_ended(self, step: int, seconds: float) -> None:
-        """A checkpoint was committed so long after its save had begun."""
+    def save_ended(self, step: int, seconds: float, *, is_stored: bool) -> None:
+        """A checkpoint was committed so long after its save had begun: to the store, or to the disk of each node."""
         self.committed_step = step
-        self.longest_save_seconds = max(self.longest_save_seconds, seconds)
+        if is_stored:  # as the last one has to be
+            self.longest_save_seconds = max(self.longest_save_seconds, seconds)
         if self.schedule is not None:
             self.schedule.save_ended(seconds)
 
@@ -154,9 +156,10 @@ class Session:
         started = time.perf_counter()
         is_free = self.saver.is_free(3 * SAVE_DEADLINE_SECONDS if is_last else self._patience_seconds())
         is_late = is_last and self.grace.left() < self.longest_save_seconds
-        votes = torch.tensor([self.progress.digest, not is_free, is_late], dtype=torch.int64, device=self.engine.device)
+        own = [self.progress.digest, not is_free, is_late, self.notice.is_asked_to_save()]
+        votes = torch.tensor(own, dtype=torch.int64, device=self.engine.device)
         dist.all_reduce(votes)
-        total, busy_ranks, late_ranks = votes.tolist()
+        total, busy_ranks, late_ranks, warned_ranks = votes.tolist()
         if self.metrics is not None:
             self.metrics.flush()
         if late_ranks:
@@ -169,7 +172,9 @@ class Session:
             metadata: dict[str, object] = {"step": self.progress.step, "samples": samples, "identity": self.identity}
             if self.engine.loss_scale is not None:
                 metadata["loss_scale"] = asdict(self.engine.loss_scale)
-            self.saver.save(self.progress.step, self.engine.state(), metadata)
+            to_store = is_last or warned_ranks > 0  # the disk of a machine that may be taken away keeps nothing
+            self.saver.save(self.progress.step, self.engine.state(), metadata, to_store=to_store)
+            self.is_only_local = False
             self.has_saved_as_asked = self.notice.is_asked_to_save()
             if self.schedule is not None:
                 self.schedule.save_begun(time.perf_counter() - started)
@@ -208,6 +213,8 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     precision = settle_precision(record["precision"], device)
     rank = dist.get_rank()
     store = open_store(run.checkpoints)
+    local_folder = recipe.checkpoint.local_folder
+    copies = None if local_folder is None else open_copies(local_folder, store)
     claim = _claim(store, run, attempt, agent=agent, is_takeover=record["takeover"]) if rank == 0 else None
     model = load_model(recipe, device, precision, restores=any_rank(_has_commit(claim), device))
     trainable, total = model.count()  # now: sharding loses how much the bytes of 4-bit weights stand for
@@ -215,7 +222,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     channel = _open_channel(f"{attempt.number}/{restart}")
     saver = Saver(
         store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks,
-        keep=recipe.checkpoint.keep, deadline_seconds=SAVE_DEADLINE_SECONDS,
+        keep=recipe.checkpoint.keep, copies=copies, deadline_seconds=SAVE_DEADLINE_SECONDS,
     )  # fmt: skip
     session = Session(
         attempt=attempt, recipe=recipe, plan=plan, notice=notice, grace=Grace(notice, record["grace_seconds"]),
@@ -228,7 +235,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         session.report("model", trainable=trainable, total=total, device=str(device), precision=precision)
     state = engine.state()
     restored = restore(
-        store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks, state=state
+        store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks, state=state, copies=copies
     )
     if restored is not None:
         engine.state_restored()
@@ -291,10 +298,14 @@ def _claim(store: Store, run: Run, attempt: Attempt, *, agent: int, is_takeover:
 def _longest_save_seconds(run: Run) -> float:
     """Of the newest attempt that has saved: a start may be too short for more than its last save. 0 if none has."""
     for attempt in reversed(run.attempts()):
-        saves = [event.get("seconds") for event in attempt.read_events() if event.get("event") == "committed"]
+        saves = [event.get("seconds") for event in attempt.read_events() if _is_save_to_store(event)]
         if seconds := [value for value in saves if isinstance(value, float)]:
             return max(seconds)
     return 0.0
+
+
+def _is_save_to_store(event: dict[str, Any]) -> bool:
+    return event.get("event") == "committed" and not event.get("hosts")
 
 
 def _has_commit(claim: Claim | None) -> bool:
@@ -336,6 +347,7 @@ def _take_up(session: Session, restored: Restored, allowed: list[str]) -> None:
         session.progress.digest = int(samples.text("digest", most=16), 16)
     session.progress.step = session.committed_step = step
     session.progress.samples = samples.integer("count")
+    session.is_only_local = not restored.commit.is_stored
     if session.engine.loss_scale is not None and "loss_scale" in restored.metadata:  # another precision has none
         saved = metadata.inner("loss_scale")
         session.engine.loss_scale = LossScale(factor=saved.number("factor"), good_steps=saved.integer("good_steps"))

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from support.disk import File, Folder
 
 from checkpoints import restorer
-from checkpoints.committer import Committer, Saved
+from checkpoints.committer import Committer, Saved, _Place
 from checkpoints.entry import Commit, Entry, Kind
 from checkpoints.errors import KeyMissing, StoreError
 from checkpoints.log import Claim, CommitLog
@@ -54,7 +54,7 @@ def delete_before_retire() -> Patch:
     def early(self: Committer, saved: Saved) -> None:
         assert self._claim is not None
         for gone in retirable(self._claim.state, self._keep):
-            self._delete(self._store.list(f"{gone.folder}/"))
+            self._delete(self._store, self._store.list(f"{gone.folder}/"))
         finish(self, saved)
 
     return patch.object(Committer, "finish", early)
@@ -64,14 +64,14 @@ def retire_before_save() -> Patch:
     """Room is made for a save before it has become a commit."""
     save = Committer.save
 
-    def greedy(self: Committer, number: int, step: int, metadata: Mapping[str, Any]) -> Saved:
+    def greedy(self: Committer, number: int, step: int, metadata: Mapping[str, Any], *, to_store: bool) -> Saved:
         assert self._claim is not None
         gone = self._claim.state.live
         if gone:
             self._claim._append(Kind.RETIRE, {}, lambda entry: replace(entry, live=()))
             for commit in gone:
-                self._delete(self._store.list(f"{commit.folder}/"))
-        return save(self, number, step, metadata)
+                self._delete(self._store, self._store.list(f"{commit.folder}/"))
+        return save(self, number, step, metadata, to_store=to_store)
 
     return patch.object(Committer, "save", greedy)
 
@@ -165,11 +165,11 @@ def unpickles() -> Patch:
     """What looks like metadata beside a commit is loaded, as DCP loads its own."""
     opened = restorer.open_commit
 
-    def load(store: Store, commit: Commit) -> CommitReader:
+    def load(store: Store, commit: Commit, copies: Store | None) -> CommitReader:
         for key in store.list(f"{commit.folder}/"):
             if key.endswith(".pkl"):
                 pickle.loads(store.get(key))
-        return opened(store, commit)
+        return opened(store, commit, copies)
 
     return patch("checkpoints.restorer.open_commit", load)
 
@@ -177,19 +177,19 @@ def unpickles() -> Patch:
 def overwrite_attempt_dir() -> Patch:
     """The folder of a save is named after its step alone."""
 
-    def reuse(self: Committer, number: int, step: int) -> str:
-        return f"data/1-{step}-0"
+    def reuse(self: Committer, number: int, step: int, *, to_store: bool) -> _Place:
+        return _Place(folder=f"data/1-{step}-0", is_local=False)
 
-    return patch.object(Committer, "_agree_on_folder", reuse)
+    return patch.object(Committer, "_agree_on_place", reuse)
 
 
 def keep_deletes_newest() -> Patch:
-    return patch("checkpoints.log.retirable", lambda state, keep: state.live[keep:])
+    return patch("checkpoints.log.retirable", lambda state, keep, uploading: state.live[keep:])
 
 
 def no_verify() -> Patch:
     """Commits go without a newer one having been read back."""
-    return patch("checkpoints.log.retirable", lambda state, keep: state.live[:-keep])
+    return patch("checkpoints.log.retirable", lambda state, keep, uploading: state.live[:-keep])
 
 
 def manifests_unread() -> Patch:
@@ -197,7 +197,8 @@ def manifests_unread() -> Patch:
     finish = Committer.finish
 
     def finish_shards(self: Committer, saved: Saved) -> None:
-        finish(self, replace(saved, files=tuple(file for file in saved.files if file.path != "MANIFEST.json")))
+        with patch.object(self, "_manifest", None):
+            finish(self, saved)
 
     return patch.object(Committer, "finish", finish_shards)
 
