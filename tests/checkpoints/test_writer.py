@@ -95,6 +95,22 @@ def test_reading_back_finds_that_a_file_is_missing(writer: WriterProcess, store:
         writer.verify(store, FOLDER, file, 20)
 
 
+def test_a_file_is_copied_to_another_store(writer: WriterProcess, tmp_path: Path, store: PosixStore) -> None:
+    other = PosixStore(tmp_path / "other")
+    file = writer.write(store, FOLDER, "rank-00000.bin", SIZE, 20)
+    writer.copy(store, other, FOLDER, file, 20)
+    writer.verify(other, FOLDER, file, 20)
+
+
+def test_a_damaged_file_is_not_copied(writer: WriterProcess, tmp_path: Path, store: PosixStore) -> None:
+    other = PosixStore(tmp_path / "other")
+    file = writer.write(store, FOLDER, "rank-00000.bin", SIZE, 20)
+    os.truncate(tmp_path / FOLDER / "rank-00000.bin", SIZE - 1)
+    with pytest.raises(CorruptCheckpoint, match="bytes instead of"):
+        writer.copy(store, other, FOLDER, file, 20)
+    assert other.list("data/") == {}
+
+
 def test_a_write_that_the_kernel_stops_half_way_leaves_nothing(
     writer: WriterProcess, tmp_path: Path, store: PosixStore
 ) -> None:

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from support.disk import File, Folder
 
-from checkpoints import restorer
+from checkpoints import manifest, restorer
 from checkpoints.committer import Committer, Saved, _Place
 from checkpoints.entry import Commit, Entry, Kind
 from checkpoints.errors import KeyMissing, StoreError
@@ -22,6 +22,7 @@ from checkpoints.posix_store import PosixStore
 from checkpoints.reader import CommitReader
 from checkpoints.restorer import _Ballot
 from checkpoints.store import Store
+from checkpoints.uploads import Uploads
 
 Patch = AbstractContextManager[object]
 
@@ -190,6 +191,44 @@ def keep_deletes_newest() -> Patch:
 def no_verify() -> Patch:
     """Commits go without a newer one having been read back."""
     return patch("checkpoints.log.retirable", lambda state, keep, uploading: state.live[:-keep])
+
+
+def keep_counts_copies_on_disks() -> Patch:
+    """What is on disks of nodes alone makes room as if it were in the store."""
+
+    def blind(state: Entry, keep: int, uploading: int = 0) -> tuple[Commit, ...]:
+        live = tuple(replace(commit, is_stored=True) for commit in state.live)
+        gone = {commit.n for commit in retirable(replace(state, live=live), keep, uploading)}
+        return tuple(commit for commit in state.live if commit.n in gone)
+
+    return patch("checkpoints.log.retirable", blind)
+
+
+def copies_are_trusted() -> Patch:
+    """What is on the disk of this node is used without its digests."""
+    read = CommitReader._blocks
+
+    def trusting(self: CommitReader, file: manifest.File, first: int, count: int) -> bytes:
+        if self._copies is not None:
+            with suppress(StoreError):
+                key, size = f"{self._commit.folder}/{file.path}", file.block_bytes
+                return self._copies.get(key, first * size, count * size)
+        return read(self, file, first, count)
+
+    return patch.object(CommitReader, "_blocks", trusting)
+
+
+def stored_before_it_is() -> Patch:
+    """A copy is said to be in the store when it is about to be made."""
+    begin = Uploads.begin
+
+    def early(self: Uploads, commit: Commit, file: manifest.File | None) -> None:
+        if self._claim is not None:
+            self._claim.stored(commit.n)
+        with patch.object(Claim, "stored", lambda self, n: None):
+            begin(self, commit, file)
+
+    return patch.object(Uploads, "begin", early)
 
 
 def manifests_unread() -> Patch:

