@@ -25,7 +25,7 @@ MUTANTS: dict[Callable[[], mutants.Patch], str] = {
     mutants.overwrite_attempt_dir: "write-once",
     mutants.keep_counts_copies_on_disks: "durable|never empty",
     mutants.copies_are_trusted: "is not that of step",
-    mutants.stored_before_it_is: "is missing",
+    mutants.stored_before_it_is: "whole: .* is missing",
     mutants.pointer: "durable|hint-free",
     mutants.one_rank_decides: "agree",
     mutants.unpickles: "inert",

@@ -73,9 +73,10 @@ class World:
 
     bucket: ObjectStore = field(default_factory=ObjectStore)
     disks: tuple[ObjectStore, ...] = field(default_factory=lambda: (ObjectStore(), ObjectStore()))  # one of each host
-    lost: set[str] = field(default_factory=set)  # folders that a disk has had when its host was lost
+    lost: set[str] = field(default_factory=set)  # folders that a disk has not, or not as they were
     clock: Clock = field(default_factory=Clock)
     full_for: int = 0  # so many more writes find no space
+    is_slow: bool = False  # nothing of what is copied from disks arrives in time
     lies: int = 0  # so many more files are stored as something else than was given
     lies_about: str = ""  # whose keys end in that
     late: list[Callable[[], object]] = field(default_factory=list)
@@ -102,6 +103,16 @@ class World:
         for key in self.disks[host].list("data/"):
             self.lost.add(key.rpartition("/")[0])
             self.disks[host].delete(key)
+
+    def is_on_a_disk(self, key: str) -> bool:
+        return any(key in disk.list("data/") for disk in self.disks)
+
+    def damage(self, host: int, key: str) -> None:
+        """The disk keeps something else from here on."""
+        self.lost.add(key.rpartition("/")[0])
+        data = self.disks[host].get(key)
+        self.disks[host].delete(key)
+        self.disks[host].plant(key, bytes([data[0] ^ 1]) + data[1:])
 
     def can_be_read(self, commit: Commit, host: int | None) -> bool:
         """Whether an attempt on that host has to be able to start from it."""
@@ -195,6 +206,8 @@ class RankStore(FaultyStore):
 
     def put(self, key: str, blocks: Iterable[memoryview]) -> None:
         data = b"".join(blocks)
+        if self._world.is_slow and self.inner is self._world.bucket and self._world.is_on_a_disk(key):
+            raise StoreError("put", key, "there is no answer")
         try:
             super().put(key, self._as_stored(key, data))
         except _Late:

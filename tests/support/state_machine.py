@@ -24,7 +24,7 @@ from torch.distributed import HashStore
 
 from checkpoints.channel import Channel
 from checkpoints.entry import Commit, Entry, Kind, entry_key
-from checkpoints.errors import KeyMissing, NoIntactCheckpoint
+from checkpoints.errors import CorruptCheckpoint, KeyMissing, NoIntactCheckpoint
 from checkpoints.log import CommitLog
 from checkpoints.policy import LOCAL_COPIES, orphans, retirable
 from checkpoints.reader import open_commit, verify, verify_file
@@ -72,9 +72,12 @@ class Invariants:
         if keys != self._seen:
             self._seen = keys
             self._read_on()
-            for commit in self.whole:
-                verify(bucket, commit)  # whole
-            self._check_copies()
+            try:
+                for commit in self.whole:
+                    verify(bucket, commit)
+                self._check_copies()
+            except CorruptCheckpoint as error:
+                raise AssertionError(f"whole: {error}") from error
             twice = [key for key in bucket.overwritten if key.startswith(("log/0", "data/"))]
             assert not twice, f"write-once: {twice} were written twice"
         self._was_whole |= bool(self.whole)
@@ -190,6 +193,12 @@ class Machine(RuleBasedStateMachine):
         self.start(ranks=ranks, keep=1, saves=saves, is_finished=False, host=host)
         self._finish(self.attempts[-1])
 
+    @property
+    def _copies(self) -> list[tuple[int, str]]:
+        """Where the newest commit is on a disk: which host's, and the file."""
+        folder = self._invariants.live[-1].folder if self._invariants.live else "data/none"
+        return [(host, key) for host, disk in enumerate(self.world.disks) for key in disk.list(f"{folder}/")]
+
     @precondition(lambda self: self._invariants.live and len(self.running) < WRITERS and len(self.attempts) < ATTEMPTS)
     @rule(rank=RANKS, ending=ENDINGS)
     def start_with_a_read_that_fails(self, rank: int, ending: Ending) -> None:
@@ -243,6 +252,13 @@ class Machine(RuleBasedStateMachine):
         self.world.lose(host)
         self._check()
 
+    @precondition(lambda self: self._copies and len(self.running) < WRITERS and len(self.attempts) < ATTEMPTS)
+    @rule(which=PLACES, ranks=NUMBERS_OF_RANKS)
+    def start_beside_a_damaged_copy(self, which: int, ranks: int) -> None:
+        host, key = self._copies[which % len(self._copies)]
+        self.world.damage(host, key)
+        self.start(ranks=ranks, keep=1, saves=1, is_finished=False, host=host)
+
     @precondition(lambda self: self.running)
     @rule(which=PLACES, turns=TURNS)
     def lose_patience(self, which: int, turns: int) -> None:
@@ -262,6 +278,11 @@ class Machine(RuleBasedStateMachine):
         if not is_lost:
             late()
         self._check()
+
+    @rule(is_slow=st.booleans())
+    def change_the_network(self, is_slow: bool) -> None:
+        """What is on disks of hosts alone stays there, as long as the network is slow."""
+        self.world.is_slow = is_slow
 
     @rule(writes=st.integers(1, 3))
     def fill(self, writes: int) -> None:
@@ -325,11 +346,14 @@ class Machine(RuleBasedStateMachine):
     def _end_well(self) -> None:
         """The troubles stop, everything comes to its end, and one more attempt finds all in order."""
         self.world.full_for = self.world.lies = 0
+        self.world.is_slow = False
         for attempt in self.running:
             self._finish(attempt)
         while self.world.late:
             self.do_late(0, False)
         host = 0
+        if len(self.attempts) % 2 and host in dict(self._copies):
+            self.world.damage(host, dict(self._copies)[host])
         before = [commit for commit in self._invariants.live if self.world.can_be_read(commit, host)]
         if self._invariants.live and not before:
             return  # the store has lied about all that is live: there is nothing to go on from, and starts are refused
