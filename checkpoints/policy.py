@@ -48,16 +48,10 @@ def orphans(keys: Iterable[str], state: Entry) -> tuple[str, ...]:
     Saves of this epoch or a later one are never named, because their writer may be at work.
     """
     live = {commit.folder for commit in state.live}
+    over = range(state.doubtful_epoch + 1, state.epoch)
     return tuple(
-        key
-        for key in keys
-        if (found := _SAVE_FOLDER.match(key)) and found[1] not in live and int(found[2]) in ended_epochs(state)
+        key for key in keys if (found := _SAVE_FOLDER.match(key)) and found[1] not in live and int(found[2]) in over
     )
-
-
-def ended_epochs(state: Entry) -> range:
-    """Those whose saves are known to be in the log, or never will be."""
-    return range(state.doubtful_epoch + 1, state.epoch)
 
 
 def old_copies(keys: Iterable[str], copied: Collection[str], over: range, epoch: int, name: str) -> tuple[str, ...]:

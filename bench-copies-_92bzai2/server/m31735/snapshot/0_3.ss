@@ -1,2 +1,0 @@
-9852c422
-{"lastIndex":3,"lastTerm":0,"peers":[{"name":"127.0.0.1:31735.41735","connectionString":"127.0.0.1:41735"}],"state":"eyJtYXhWb2x1bWVJZCI6MCwidG9wb2xvZ3lJZCI6IjA5MGQwY2JhLTRlYTYtNGM5ZC1hZjM3LTJmNDllNmMzNjUwZCJ9","path":"bench-copies-_92bzai2/server/m31735/snapshot/0_3.ss"}
