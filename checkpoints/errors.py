@@ -53,6 +53,10 @@ class KeyMissing(StoreError):
         super().__init__(operation, key, "there is no such file")
 
 
+class NotAFile(StoreError):
+    """Something else than a file has the key's place: a link, a folder, a device."""
+
+
 class OutcomeUnknown(StoreError):
     """The storage did not say whether it stored the data: it may be there, so nothing may be cleaned up."""
 

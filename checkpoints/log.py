@@ -18,6 +18,7 @@ from checkpoints.errors import (
     CorruptCheckpoint,
     Fenced,
     KeyMissing,
+    NotAFile,
     OutcomeUnknown,
     OwnerAlive,
     StoreError,
@@ -134,8 +135,8 @@ class CommitLog:
                 is_unknown = True
                 if outcome is Created.EXISTS:
                     return self.store.get(entry.key, 0, MOST_BYTES + 1) == data
-            except StoreError:
-                if not is_unknown:
+            except StoreError as error:
+                if not is_unknown or isinstance(error, NotAFile):
                     raise
         raise OutcomeUnknown("create", entry.key)
 
@@ -159,7 +160,10 @@ class CommitLog:
             yield
 
     def _get(self, n: int) -> Entry:
-        return Entry.from_bytes(n, self.store.get(entry_key(n), 0, MOST_BYTES + 1))
+        try:
+            return Entry.from_bytes(n, self.store.get(entry_key(n), 0, MOST_BYTES + 1))
+        except NotAFile as error:
+            raise CorruptCheckpoint(error.key, error.reason) from error
 
     def _slots(self) -> list[int]:
         return sorted(int(found[1]) for key in self.store.list("log/") if (found := _ENTRY_KEY.fullmatch(key)))

@@ -31,6 +31,8 @@ _PARTS_AT_ONCE = 4
 _PAUSE_SECONDS = 0.2
 _BROKEN_OFF = re.compile(r"response body")
 _SERVER_SAYS = re.compile(r"status code: (\d+ [A-Z][A-Za-z ]+)(?:.*?<Code>(\w+)</Code>)?", re.DOTALL)
+_ASKS_FOR_A_ROLE = re.compile(r"latest/(?:api/token|meta-data)|computeMetadata|metadata/identity")
+_NO_BUCKET = "the bucket is not there"
 _DENIED = (PermissionDeniedError, UnauthenticatedError)
 
 T = TypeVar("T")
@@ -64,10 +66,12 @@ class ObjectStore:
             obstore.put(self._bucket, check_key(key), data, mode="create", use_multipart=False)
         except (AlreadyExistsError, PreconditionError):
             return Created.EXISTS  # our own, maybe, if the reply to an earlier try was lost
-        except _DENIED as error:
+        except FileNotFoundError as error:
+            raise StoreError("create", key, _NO_BUCKET) from error
+        except BaseError as error:
+            if not isinstance(error, _DENIED) and not _lacks_credentials(error):
+                return Created.UNKNOWN
             raise StoreUnwritable("create", key, _reason(error)) from error
-        except BaseError:
-            return Created.UNKNOWN
         return Created.OK
 
     def put(self, key: str, blocks: Iterable[memoryview]) -> None:
@@ -160,7 +164,7 @@ def _translated(operation: str, key: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if "NoSuchBucket" in str(error):
-            raise StoreError(operation, key, "the bucket is not there; make it first") from error
+            raise StoreError(operation, key, _NO_BUCKET) from error
         raise KeyMissing(operation, key) from error
     except _DENIED as error:
         raise StoreUnwritable(operation, key, _reason(error)) from error
@@ -168,8 +172,15 @@ def _translated(operation: str, key: str) -> Iterator[None]:
         raise StoreError(operation, key, _reason(error)) from error
 
 
+def _lacks_credentials(error: BaseException) -> bool:
+    """Without any in the environment the machine is asked for those of its role; nothing was sent to the server."""
+    return _ASKS_FOR_A_ROLE.search(str(error)) is not None
+
+
 def _reason(error: BaseException) -> str:
     """What the server says, or what became of the connection, in one line."""
+    if _lacks_credentials(error):
+        return "there are no credentials in the environment, and this machine has no role"
     text = str(error).partition("Debug source:")[0]
     if said := _SERVER_SAYS.search(text):
         return " ".join(filter(None, said.groups())).strip()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from checkpoints.errors import KeyMissing, StoreError, StoreFull, StoreUnwritable
+from checkpoints.errors import KeyMissing, NotAFile, StoreError, StoreFull, StoreUnwritable
 from checkpoints.store import Created, check_key
 
 _ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -21,6 +21,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO put in a file's place must not block us
 _UNDECIDED = (errno.EIO, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_OTHER_KINDS = (errno.ELOOP, errno.EISDIR)
 
 
 class PosixStore:
@@ -141,7 +142,8 @@ def _translated(operation: str, key: str) -> Iterator[None]:
             raise StoreFull(operation, key, "the disk or the quota is full; free some space") from error
         if error.errno == errno.EROFS:
             raise StoreUnwritable(operation, key, "the file system is read-only; make it writable again") from error
-        raise StoreError(operation, key, error.strerror or str(error)) from error
+        kind = NotAFile if error.errno in _OTHER_KINDS else StoreError
+        raise kind(operation, key, error.strerror or str(error)) from error
 
 
 @contextmanager
@@ -221,7 +223,7 @@ def _bypass_cache(file: int, is_wanted: bool) -> bool:
 def _size(file: int) -> int:
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file")
+        raise OSError(errno.EISDIR, "not a regular file")
     return status.st_size
 
 
@@ -233,6 +235,6 @@ def _add_sizes(folder: int, prefix: str, sizes: dict[str, int]) -> None:
             if entry.is_dir(follow_symlinks=False):
                 with suppress(FileNotFoundError), _opened(entry.name, _FOLDER, folder) as inner:
                     _add_sizes(inner, f"{prefix}{entry.name}/", sizes)
-            elif entry.is_file(follow_symlinks=False):
+            else:  # what is no file has its place, too
                 with suppress(FileNotFoundError):
                     sizes[prefix + entry.name] = entry.stat(follow_symlinks=False).st_size

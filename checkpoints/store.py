@@ -96,8 +96,8 @@ def probe(store: Store) -> None:
     """
     for _ in range(_PROBES):
         key = f"log/probe-{uuid.uuid4().hex}"
+        store.create(key, b"first")
         try:
-            store.create(key, b"first")
             second = store.create(key, b"second")
         finally:
             store.delete(key)

@@ -8,8 +8,10 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Protocol
 
+from cluster.absent import refuse_absent
 from cluster.errors import ClusterError
 from cluster.job import Job, Situation, Submission
+from cluster.rent import Rent
 from cluster.topology import Topology
 
 
@@ -47,6 +49,10 @@ class Backend(Protocol):
 
     def notice(self) -> tuple[str, float] | None:
         """The setting, and its seconds, by which the place says that it will end a job; None where it never does."""
+        ...
+
+    def rent(self) -> Rent:
+        """What is known of the price of its machines."""
         ...
 
     def settings(self) -> dict[str, object]:
@@ -95,6 +101,7 @@ BACKENDS = {
 
 def backend_named(name: str, settings: Mapping[str, object] | None = None) -> Backend:
     """The backend `name`. Raises ClusterError for an unknown one, and for settings that it does not have."""
+    refuse_absent(name, f"--on {name}")
     if name not in BACKENDS:
         nearest = get_close_matches(name, BACKENDS, n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""

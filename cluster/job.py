@@ -32,7 +32,8 @@ class Situation:
     """A job as its place sees it. `reason`: why it is so, in the place's own words; empty where there are none.
 
     was_taken: it has ended because the place has taken machines away.
-    ended_as: SUCCEEDED, FAILED or CANCELLED, of a job whose run folder is not seen from here; else empty.
+    Of a job whose run folder is not seen from here: ended_as: SUCCEEDED, FAILED or CANCELLED. rented_seconds, cloud:
+    how long it has had machines, and whose they are, as far as the place says.
     """
 
     state: JobState
@@ -40,6 +41,8 @@ class Situation:
     was_taken: bool = False
     starts_again: int = 0  # how often the place has started the job again
     ended_as: str = ""
+    rented_seconds: float | None = None
+    cloud: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from cluster.errors import ClusterError
 from cluster.job import Job, JobState, Situation, Submission
 from cluster.preemption import stop_signals_held
 from cluster.processes import die_with_parent
+from cluster.rent import Rent
 from cluster.topology import Topology, local_core_count, local_gpu_count
 
 _HANDLE = re.compile(r"([1-9][0-9]{0,9}):([1-9][0-9]{0,18})")
@@ -41,7 +42,7 @@ class LocalBackend:
     def topology(self, nodes: int, ranks_per_node: int | None) -> Topology:
         """This machine's GPUs, or CPU ranks where it has none; one rank if no number is given and there is no GPU."""
         if nodes > 1:
-            raise ClusterError(f"--nodes {nodes} is more than --on local has (1); use --gpus for more ranks")
+            raise ClusterError(f"--nodes {nodes} is more than --on local has (1); use more --gpus, or --on slurm")
         gpus = local_gpu_count()
         if gpus and ranks_per_node and ranks_per_node > gpus:
             raise ClusterError(
@@ -54,6 +55,9 @@ class LocalBackend:
 
     def notice(self) -> tuple[str, float] | None:
         return None
+
+    def rent(self) -> Rent:
+        return Rent()
 
     def settings(self) -> dict[str, object]:
         return {}

@@ -16,8 +16,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from cluster import settings as reading
+from cluster.absent import refuse_absent
 from cluster.errors import ClusterError, Refused
 from cluster.job import Job, JobState, Request, Situation, Submission, send_all
+from cluster.rent import Rent
 from cluster.topology import Topology
 from cluster.yaml_text import as_yaml
 
@@ -44,6 +46,9 @@ class TorchxSettings:
     gpus: bool = False
     cpus_per_rank: int | None = None
     memory: int = 1024
+
+    def __post_init__(self) -> None:
+        refuse_absent(self.scheduler or "", f"--on torchx:{self.scheduler}")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> TorchxSettings:
@@ -97,6 +102,9 @@ class TorchxBackend:
 
     def notice(self) -> tuple[str, float] | None:
         return None
+
+    def rent(self) -> Rent:
+        return Rent()
 
     def settings(self) -> dict[str, object]:
         return asdict(self._settings)

@@ -233,11 +233,10 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         "--plan", action="store_true", help="show memory, time and checkpoints on --nodes x --gpus, and do nothing"
     )
     parser.add_argument("--trace", action="store_true", help="with --plan: trace a step of the model, too")
-    parser.add_argument(
-        "--mfu", type=_share, metavar="SHARE", help="with --plan: the share of a GPU's peak that is used"
-    )
-    parser.add_argument("--store-speed", type=_gigabytes, metavar="GB", help="with --plan: GB/s that storage takes")
-    parser.add_argument("--prices", metavar="FILE", help="with --plan: prices of your own, as the table that ships has")
+    dry = "with --plan or --dry-run"
+    parser.add_argument("--mfu", type=_share, metavar="SHARE", help=f"{dry}: the share of a GPU's peak that is used")
+    parser.add_argument("--store-speed", type=_gigabytes, metavar="GB", help=f"{dry}: GB/s that storage takes")
+    parser.add_argument("--prices", metavar="FILE", help=f"{dry}: prices of your own, as the table that ships has")
     _add_json(parser)
 
 
@@ -276,7 +275,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-steps",
         action="store_true",
-        help="with --dry-run: do without the few real steps that it takes here, at the scale of a laptop",
+        help="with --dry-run: do without the trace and the few real steps, which take it a minute",
     )
     parser.add_argument(
         "--sweep",
@@ -296,6 +295,7 @@ def _resume(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="KEY=VALUE", help="settings to change; most need --allow-change"
     )
     _add_place(parser)
+    _add_json(parser)
 
 
 def _rehearse(parser: argparse.ArgumentParser) -> None:
@@ -325,6 +325,7 @@ def _ls(parser: argparse.ArgumentParser) -> None:
 
 def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the name or folder of a run, or of a group")
+    parser.add_argument("--prices", metavar="FILE", help="prices of your own, as the table that ships has")
     _add_runs_dir(parser)
     _add_json(parser)
 

@@ -59,7 +59,10 @@ def _next(run: Run, allocation: Allocation) -> Attempt:
         raise ClusterError(f"{run.folder} went on as job {record['handle']}; job {allocation.job} stops")
     mine = {**record, "handle": allocation.job, "start": allocation.start, **_spread(run, record, allocation.nodes)}
     outcome = newest.outcome()
-    if "start" not in record or (outcome is not None and not outcome.wants_another_start):
+    if "start" not in record:  # until now it has waited
+        newest.write_record({**mine, "started": time.time()})
+        return newest
+    if outcome is not None and not outcome.wants_another_start:
         newest.write_record(mine)
         return newest
     if (lost := _lost_starts(run)) > LOST_STARTS_WITHOUT_COMMIT:

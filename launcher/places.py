@@ -11,6 +11,11 @@ from checkpoints.store import OBJECT_SCHEMES
 from launcher.errors import UsageError
 
 _OWN_DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "ramfs", "overlay")
+_CREDENTIALS = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+}
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*/?")
 
 
@@ -34,6 +39,15 @@ def store_url(flag: str, name: str) -> str:
         schemes = " or ".join(f"{scheme}://BUCKET/PREFIX" for scheme in OBJECT_SCHEMES)
         raise UsageError(f"--checkpoints {flag!r} is no place for checkpoints; use a folder, or {schemes}")
     return str(Path(flag).expanduser().absolute() / name)
+
+
+def remedy_for(store: str) -> str:
+    """What to do where checkpoints cannot be written, by the store's URL. It names variables, and shows no value."""
+    names = _CREDENTIALS.get(store.partition("://")[0], ())
+    if not names:
+        return "choose another folder"
+    missing = [name for name in names if name not in os.environ]
+    return f"export {' and '.join(missing)}" if missing else f"make the bucket, and let {' and '.join(names)} write it"
 
 
 def is_object(path: str) -> bool:

@@ -47,7 +47,7 @@ _RUN_TYPES = {"run": str, "recipe": str, "steps": int, "group": dict}
 _ATTEMPT_TYPES = {
     "target": str, "handle": str, "ranks_per_node": int, "threads_per_rank": int, "nodes": int, "micro": int,
     "precision": str, "has_gpus": bool, "start": int, "commits": int, "submission": int, "settings": dict,
-    "asked_nodes": int, "launcher": str,
+    "asked_nodes": int, "launcher": str, "started": int | float,
 }  # fmt: skip
 _LEADER_TYPES = {"address": str, "port": int, "key": str}
 _OUTCOME_TYPES = {
@@ -238,6 +238,11 @@ class Attempt:
         if record is not None and "packages" not in record:
             raise DamagedRun(path, "has no packages")
         return record
+
+    def last_sign(self) -> float | None:
+        """When a process of it has written something last, in seconds since the epoch; None where none has begun."""
+        written = [self.events, *self.logs.glob("*"), *self.folder.glob("pace/*")]
+        return max((path.stat().st_mtime for path in written if path.exists()), default=None)
 
     def write_record(self, record: dict[str, object]) -> None:
         write_json(self.folder / "attempt.json", record)

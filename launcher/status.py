@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from checkpoints.entry import Commit
@@ -11,34 +12,44 @@ from checkpoints.log import CommitLog
 from checkpoints.store import open_store
 from cluster.backend import backend_named
 from cluster.job import JobState, Situation
+from launcher.bill import bill
 from launcher.pace import stragglers
+from launcher.preflight.prices import SHIPPED, read_prices
 from launcher.records import Records
 from launcher.runs import Attempt, Run
+from launcher.stay import stays_of
 
 
-def run_state(run: Run) -> dict[str, Any]:
-    """`run, folder, state, cause, step, steps, loss, eta_seconds, job, attempts, stragglers, commits`: what
+def run_state(run: Run, own_prices: Path | None = None) -> dict[str, Any]:
+    """`run, folder, state, cause, step, steps, loss, eta_seconds, job, attempts, bill, stragglers, commits`: what
     `launch status --json` prints.
 
     state: STARTING, RUNNING or RECOVERING while an attempt is alive, or a launcher that starts another one;
     SUCCEEDED, FAILED or CANCELLED when it ended so; PENDING when nothing runs, and the run can be resumed or waits for
     its scheduler.
     lost_steps: of an attempt, how many steps it had to do again, because the work was lost before.
+    gpu_hours: of an attempt; null without GPUs, or where it is not known. bill: null without GPUs, or what
+    `Bill.as_json` gives, by the user's own prices, if there are any.
     eta_seconds: of a run that is RUNNING, by its newest steps; else null.
     job: of a run that a scheduler starts, its `id, state, reason, starts_again`; else null.
     """
     records = Records(run.metrics)
     all_attempts = run.attempts()
     attempts = [_ended_state(attempt, records) for attempt in all_attempts[:-1]]
-    summary, latest = _summary(run, records, all_attempts)
+    summary, latest, job = _summary(run, records, all_attempts)
     attempts += [latest] if latest else []
+    situation = None if job is None else job.situation
+    stays = list(stays_of(all_attempts, attempts, records.seconds_per_step() or 0.0, situation))
+    hours = {stay.attempt: stay.gpu_hours for stay in stays}
+    total = bill(stays, read_prices(own_prices or SHIPPED), are_own=own_prices is not None)
     entry = CommitLog(open_store(run.checkpoints)).read()
     live = entry.live if entry else ()
     # There are no metrics of a run that goes on elsewhere; its commits tell, too.
     summary["step"] = summary["step"] or max((commit.step for commit in live), default=0)
     return {
         **summary,
-        "attempts": attempts,
+        "attempts": [attempt | {"gpu_hours": hours.get(attempt["number"])} for attempt in attempts],
+        "bill": None if total is None else total.as_json(),
         "stragglers": [asdict(found) for found in stragglers(all_attempts[-1].paces())] if all_attempts else [],
         "commits": commits_as_json(live),
     }
@@ -49,8 +60,10 @@ def run_summary(run: Run) -> dict[str, Any]:
     return _summary(run, Records(run.metrics), run.attempts())[0]
 
 
-def _summary(run: Run, records: Records, attempts: list[Attempt]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The run, and its newest attempt."""
+def _summary(
+    run: Run, records: Records, attempts: list[Attempt]
+) -> tuple[dict[str, Any], dict[str, Any] | None, _JobState | None]:
+    """The run, its newest attempt, and the job of that."""
     latest = attempts[-1] if attempts else None
     job = _job(latest) if latest else None
     attempt = _attempt_state(latest, records, job) if latest else None
@@ -67,7 +80,7 @@ def _summary(run: Run, records: Records, attempts: list[Attempt]) -> tuple[dict[
         "eta_seconds": _eta_seconds(run, records) if state == "RUNNING" else None,
         "job": job.to_json() if job and job.is_of_scheduler else None,
     }
-    return summary, attempt
+    return summary, attempt, job
 
 
 def _eta_seconds(run: Run, records: Records) -> float | None:

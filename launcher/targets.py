@@ -32,12 +32,14 @@ def choose_target(
     words: Sequence[str],
     before: Mapping[str, Any],
     spot: Mapping[str, object] | None = None,
+    *,
+    is_planned: bool = False,
 ) -> Target:
     """Without `on`: where the run was before, if it goes on there; else Slurm, for several nodes where there is one;
     else here.
 
     before: the record of the newest attempt, empty when there is none. spot: settings of `local_spot` from flags.
-    Raises UsageError and ClusterError.
+    is_planned: nothing will be submitted, so that Slurm need not be there. Raises UsageError and ClusterError.
     """
     profile: Path | None = None
     settings: dict[str, object] = {}
@@ -45,7 +47,8 @@ def choose_target(
     if on is None and backend_named(before_on).resumes_there:
         name, settings = before_on, dict(before.get("settings", {}))
     elif on is None:
-        name = "slurm" if nodes > 1 and backend_named("slurm").is_reachable() else "local"
+        has_slurm = nodes > 1 and (is_planned or backend_named("slurm").is_reachable())
+        name = "slurm" if has_slurm else "local"
     elif on not in BACKENDS and os.path.isfile(PROFILES / f"{Path(on).name}.yaml"):
         profile = PROFILES / f"{Path(on).name}.yaml"
         name, settings = _read_profile(profile)
@@ -59,22 +62,24 @@ def choose_target(
     return Target(backend=backend_named(name, settings | given | dict(spot or {})), words=rest, profile=profile)
 
 
+def recipe_words(words: Sequence[str]) -> tuple[str, ...]:
+    """Those that are no settings of a place."""
+    return tuple(word for word in words if word.partition("=")[0].partition(".")[0] not in BACKENDS)
+
+
 def _split(words: Sequence[str], name: str) -> tuple[dict[str, str], tuple[str, ...]]:
     """The settings of the place among the words, and the other words."""
     settings: dict[str, str] = {}
-    rest = []
-    for word in words:
+    rest = recipe_words(words)
+    for word in (word for word in words if word not in rest):
         key, _, value = word.partition("=")
         place, _, setting = key.partition(".")
-        if place not in BACKENDS:
-            rest.append(word)
-        elif place != name:
+        if place != name:
             raise UsageError(f"{key} is a setting of --on {place}, and this is --on {name}; give --on {place}")
-        elif setting in settings:
+        if setting in settings:
             raise UsageError(f"{key} is given twice: {settings[setting]} and {value}; give it once")
-        else:
-            settings[setting] = value
-    return settings, tuple(rest)
+        settings[setting] = value
+    return settings, rest
 
 
 def _read_profile(path: Path) -> tuple[str, dict[str, object]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 
 import pytest
@@ -14,11 +15,20 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
-# They take longest, so that they are begun first: each file is one worker's.
+# They take longest, and are begun first, before the other files of their folder: each file is one worker's.
 LONG_FILES = (
-    "test_slurm_recovery.py", "test_equality.py", "test_slurm.py", "test_strategies.py", "test_qlora.py",
-    "test_zero.py", "test_errors.py",
+    "cluster/test_slurm_recovery.py", "e2e/test_qlora.py", "e2e/test_errors.py", "e2e/test_equality.py",
+    "cluster/test_slurm.py", "e2e/test_strategy_runs.py", "e2e/test_zero.py", "e2e/test_stop_signals.py",
 )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What processes leave in the folder for temporary files, those that tests kill above all, goes at the end."""
+    if not hasattr(config, "workerinput"):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # what tests leave stays where it was
+        folder = tempfile.TemporaryDirectory(prefix="launch-tests-", ignore_cleanup_errors=True)
+        os.environ["TMPDIR"] = tempfile.tempdir = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,9 +36,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        is_long = item.path.name in LONG_FILES and item.path.parent.name in ("cluster", "e2e")
-        return LONG_FILES.index(item.path.name) if is_long else len(LONG_FILES)
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        folder, name = item.path.parts[-2:]
+        file = f"{folder}/{name}"
+        return LONG_FILES.index(file) if file in LONG_FILES else len(LONG_FILES), folder != "e2e"
 
     items.sort(key=place)
 

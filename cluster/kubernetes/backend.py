@@ -9,7 +9,8 @@ from dataclasses import asdict
 from cluster.job import Job, Request, Situation, Submission, send_all
 from cluster.kubernetes import api
 from cluster.kubernetes.manifest import USUAL_GRACE_SECONDS, cpus_per_node, grace_seconds, jobset, path_of
-from cluster.kubernetes.settings import KubernetesSettings
+from cluster.kubernetes.settings import PROVIDERS, KubernetesSettings
+from cluster.rent import Rent
 from cluster.topology import Topology
 from cluster.yaml_text import as_yaml
 
@@ -40,6 +41,11 @@ class KubernetesBackend:
 
     def notice(self) -> tuple[str, float] | None:
         return "--grace-seconds", float(grace_seconds(None, self._settings))
+
+    def rent(self) -> Rent:
+        provider = self._settings.provider
+        cloud = None if provider is None else PROVIDERS[provider].cloud
+        return Rent(cloud=cloud, is_spot=self._settings.spot)
 
     def settings(self) -> dict[str, object]:
         return asdict(self._settings)

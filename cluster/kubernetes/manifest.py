@@ -18,6 +18,7 @@ from cluster.preemption import SPOT_NOTICE_SECONDS
 CPUS_PER_GPU = 4
 USUAL_GRACE_SECONDS = 120
 _CONTAINER = "node"
+_KEPT_SECONDS = 7 * 86400  # of a JobSet that has ended, and its pods: to look at
 _NEVER_STARTED = (126, 127, 128)  # what shells and container runtimes say of a command that cannot be executed
 
 
@@ -36,6 +37,7 @@ def jobset(job: Job, settings: KubernetesSettings) -> dict[str, Any]:
         "kind": "JobSet",
         "metadata": {"name": job.label, "namespace": settings.namespace, "labels": labels},
         "spec": {
+            "ttlSecondsAfterFinished": _KEPT_SECONDS,
             "failurePolicy": {"maxRestarts": 0, "rules": [restart]},
             "replicatedJobs": [{"name": "nodes", "replicas": 1, "template": {"spec": _job(job, settings)}}],
         },
@@ -88,7 +90,7 @@ def _pod(job: Job, settings: KubernetesSettings) -> dict[str, Any]:
         "containers": [_container(job, settings)],
         "volumes": [
             {"name": "runs", "persistentVolumeClaim": {"claimName": settings.volume}},
-            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},  # counts as memory of the container
         ],
     }
     if selector := _selector(settings):
@@ -113,19 +115,18 @@ def _container(job: Job, settings: KubernetesSettings) -> dict[str, Any]:
     module, _, function = job.entry.partition(":")
     call = f"import sys; from {module} import {function}; {function}(sys.argv[1])"
     resources: dict[str, Any] = {"cpu": str(cpus_per_node(settings, job.topology.ranks_per_node))}
-    if settings.memory is not None:
-        resources["memory"] = settings.memory
+    limits: dict[str, Any] = {settings.gpus: str(job.topology.ranks_per_node)} if job.topology.has_gpus else {}
+    if settings.memory is not None:  # beyond it the pod is ended, and not its neighbours on the node
+        resources["memory"] = limits["memory"] = settings.memory
     container: dict[str, Any] = {
         "name": _CONTAINER,
         "image": settings.image,
         "command": [settings.python, "-u", "-c", call, _literal(str(job.run_folder))],
         "workingDir": str(job.folder),
         "env": list(_environment(job, settings)),
-        "resources": {"requests": resources},
+        "resources": {"requests": resources} | ({"limits": limits} if limits else {}),
         "volumeMounts": [{"name": "runs", "mountPath": settings.mount}, {"name": "shm", "mountPath": "/dev/shm"}],
     }
-    if job.topology.has_gpus:
-        container["resources"]["limits"] = {settings.gpus: str(job.topology.ranks_per_node)}
     if settings.secrets:
         container["envFrom"] = [{"secretRef": {"name": secret}} for secret in settings.secrets]
     return container

@@ -23,8 +23,9 @@ _SELECTOR = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9_.-]+=[A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """How spot nodes are asked for. notice: the key of SPOT_NOTICE_SECONDS that a pod on one gets."""
+    """How spot nodes of a cloud are asked for. notice: the key of SPOT_NOTICE_SECONDS that a pod on one gets."""
 
+    cloud: str
     spot: Mapping[str, str]
     tolerates: str  # the taint of spot nodes; empty for none
     notice: str
@@ -33,11 +34,17 @@ class Provider:
 PROVIDERS: Mapping[str, Provider] = MappingProxyType(
     {
         "gke": Provider(
-            spot={"cloud.google.com/gke-spot": "true"}, tolerates="cloud.google.com/gke-spot", notice="GKE spot"
+            cloud="gcp",
+            spot={"cloud.google.com/gke-spot": "true"},
+            tolerates="cloud.google.com/gke-spot",
+            notice="GKE spot",
         ),
-        "eks": Provider(spot={"eks.amazonaws.com/capacityType": "SPOT"}, tolerates="", notice="AWS spot"),
-        "karpenter": Provider(spot={"karpenter.sh/capacity-type": "spot"}, tolerates="", notice="AWS spot"),
+        "eks": Provider(cloud="aws", spot={"eks.amazonaws.com/capacityType": "SPOT"}, tolerates="", notice="AWS spot"),
+        "karpenter": Provider(
+            cloud="aws", spot={"karpenter.sh/capacity-type": "spot"}, tolerates="", notice="AWS spot"
+        ),
         "aks": Provider(
+            cloud="azure",
             spot={"kubernetes.azure.com/scalesetpriority": "spot"},
             tolerates="kubernetes.azure.com/scalesetpriority",
             notice="Azure spot",

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from cluster.errors import ClusterError
 from cluster.job import Job, Request, Situation, Submission, send_all
 from cluster.preemption import SPOT_NOTICE_SECONDS
+from cluster.rent import Rent
 from cluster.sky import client
 from cluster.sky.settings import SkySettings
 from cluster.sky.task import task
@@ -52,6 +53,11 @@ class SkyBackend:
         """Where the cloud is given, and says beforehand that it takes a machine away."""
         cloud = _NOTICES.get(self._settings.cloud or "")
         return None if cloud is None else ("sky.cloud", SPOT_NOTICE_SECONDS[cloud])
+
+    def rent(self) -> Rent:
+        kind = self._settings.accelerators
+        accelerator = "A100-40GB" if kind is not None and kind.upper() == "A100" else kind
+        return Rent(cloud=self._settings.cloud, accelerator=accelerator, is_spot=self._settings.use_spot)
 
     def settings(self) -> dict[str, object]:
         return asdict(self._settings)

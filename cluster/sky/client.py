@@ -86,8 +86,13 @@ def _situation(job: Mapping[str, Any]) -> Situation:
     ended_as = "" if state is not JobState.ENDED else word if word in _GOOD_ENDS else "FAILED"
     return Situation(
         state=state, reason=f"{word}: {said}" if said else word, starts_again=int(job.get("recovery_count") or 0),
-        ended_as=ended_as,
+        ended_as=ended_as, rented_seconds=_seconds(job.get("job_duration")),
+        cloud=str(job["cloud"]).lower() if job.get("cloud") else None,
     )  # fmt: skip
+
+
+def _seconds(duration: object) -> float | None:
+    return float(duration) if isinstance(duration, int | float) and duration > 0 else None
 
 
 def _run(*command: str, seconds: float = _SECONDS) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError, Refused
 from cluster.job import Job, Situation, Submission
+from cluster.rent import Rent
 from cluster.slurm import queue
 from cluster.slurm.script import FOLDER, batch_script, cpus_per_node
 from cluster.slurm.settings import SlurmSettings
@@ -27,6 +28,7 @@ class SlurmBackend:
 
     def __init__(self, settings: Mapping[str, object]) -> None:
         self._settings = SlurmSettings.from_mapping(settings)
+        self._unchecked: tuple[str, ...] = ()
 
     @property
     def stop_signals(self) -> tuple[signal.Signals, ...]:
@@ -36,11 +38,18 @@ class SlurmBackend:
         return queue.answers()
 
     def topology(self, nodes: int, ranks_per_node: int | None) -> Topology:
-        """Asks Slurm whether the nodes have GPUs, unless the settings say it."""
+        """Asks Slurm whether the nodes have GPUs, unless the settings say it. Where it cannot be asked they have."""
         if self._settings.gpus is None:
-            spelling = "gpus-per-node" if queue.has_gpus(self._settings.partition) else "none"
+            spelling = "gpus-per-node" if self._has_gpus() else "none"
             self._settings = replace(self._settings, gpus=spelling)
         return Topology(nodes=nodes, ranks_per_node=ranks_per_node or 1, has_gpus=self._settings.gpus != "none")
+
+    def _has_gpus(self) -> bool:
+        try:
+            return queue.has_gpus(self._settings.partition)
+        except queue.SlurmSilent:
+            self._unchecked = ("whether the nodes of Slurm have GPUs: they are taken to; slurm.gpus says it",)
+            return True
 
     def cores_per_node(self, topology: Topology) -> int:
         return cpus_per_node(self._settings, ranks_per_node=topology.ranks_per_node, has_gpus=topology.has_gpus)
@@ -48,6 +57,9 @@ class SlurmBackend:
     def notice(self) -> tuple[str, float] | None:
         """Before the time limit. How long a preempted job has is the site's choice."""
         return "slurm.signal_seconds", float(self._settings.signal_seconds)
+
+    def rent(self) -> Rent:
+        return Rent(accelerator=self._settings.gpu_type)
 
     def settings(self) -> dict[str, object]:
         return asdict(self._settings)
@@ -61,6 +73,7 @@ class SlurmBackend:
             environment=jobs[0].environment,
             script=batch_script(jobs, self._settings),
             payloads=tuple((job.entry, str(job.run_folder)) for job in jobs),
+            unchecked=self._unchecked,
         )
 
     def check(self, submission: Submission) -> None:

@@ -22,7 +22,7 @@ _END = f"""\
 code=$?
 case $code in 0|{"|".join(map(str, FINAL_CODES))}) exit $code ;; esac
 # Preempted, out of time, or lost. Slurm starts the job again by itself if it has ended it; and not if somebody has
-# cancelled it. In the time before it would end it, only this does.
+# cancelled it. In the time before it would end it, only this does. A job that gets no further ends with 93 above.
 job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
 control() {{ scontrol "$@" || srun --overlap --ntasks-per-node=1 scontrol "$@"; }}  # here, or where it is installed
 state=$(control show job --oneliner "$job")
@@ -63,7 +63,7 @@ def batch_script(jobs: Sequence[Job], settings: SlurmSettings) -> str:
         f'missing="launch: $code {_MISSING}"',
         'cd "$code" || { scontrol update jobid=$SLURM_JOB_ID comment="$missing"; exit 2; }',
         f'exec >>"$run_folder"/{FOLDER}/batch.log 2>&1',
-        # Without it bash would die of the signal that tells of the end, and the ranks of bash's death.
+        "# The ranks save when Slurm signals the end. Bash would die of the signal, and they of its death.",
         "trap : TERM",
         *settings.setup,
         *(f"export {name}={text}" for name, text in exports.items()),

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from cluster.errors import ClusterError, NoCapacity
 from cluster.job import Job, Situation, Submission
 from cluster.local import LocalBackend
+from cluster.rent import Rent
 from cluster.spot.interruptions import Record
 from cluster.spot.machines import TAKEN_CODE
 from cluster.spot.settings import SpotSettings
@@ -45,6 +46,9 @@ class LocalSpotBackend(LocalBackend):
 
     def cores_per_node(self, topology: Topology) -> int:
         return max(1, local_core_count() // topology.nodes)
+
+    def rent(self) -> Rent:
+        return Rent(is_spot=True)
 
     def settings(self) -> dict[str, object]:
         return asdict(self._settings)

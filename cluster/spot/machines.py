@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -33,11 +34,14 @@ _HOST = "127.0.0.1"
 
 
 class Machine:
-    """One of `nodes`, at place `node` among them."""
+    """One of `nodes`, at place `node` among them. `disk`: the folder for its temporary files."""
 
-    def __init__(self, node: int, nodes: int, gpus: Sequence[str], command: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, node: int, nodes: int, gpus: Sequence[str], command: Sequence[str], log: Path, disk: str
+    ) -> None:
         self.metadata = MetadataServer()
         place = {**given_to(node, [_HOST] * nodes), "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.metadata.url}
+        place["TMPDIR"] = disk
         if gpus:
             place["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         with open(log, "ab") as file, stop_signals_held():
@@ -137,13 +141,14 @@ def main(words: Sequence[str]) -> int:
     record, nodes = Record(arguments.record), arguments.nodes
     interruption = settings.interruption(record.count(), nodes)
     gpus = arguments.gpus.split(",") if arguments.gpus else []
-    machines = [
-        Machine(node, nodes, gpus[node::nodes], arguments.command, arguments.logs / f"node-{node}.log")
-        for node in range(nodes)
-    ]
-    for machine in machines:
-        machine.metadata.serve()  # only now: a process that has threads is not forked
-    return run(machines, Taking(machines, interruption, record), requests)
+    with tempfile.TemporaryDirectory(prefix="launch-") as disk:  # what killed processes leave goes with it
+        machines = [
+            Machine(node, nodes, gpus[node::nodes], arguments.command, arguments.logs / f"node-{node}.log", disk)
+            for node in range(nodes)
+        ]
+        for machine in machines:
+            machine.metadata.serve()  # only now: a process that has threads is not forked
+        return run(machines, Taking(machines, interruption, record), requests)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,10 +14,9 @@ from cluster.backend import Backend
 from cluster.job import Submission
 from launcher import loading
 from launcher.code_snapshot import Tree, code_of
-from launcher.commands.train import Work, record_of, say_all
+from launcher.commands.train import Work, record_of
 from launcher.errors import UsageError
 from launcher.supervise import Start
-from launcher.terminal import answer_lines, say
 
 _SECRET = re.compile(
     r"(\b\w*(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY)\w*=)(\"[^\"]*\"|'[^']*'|\S+)",
@@ -58,6 +57,9 @@ class Bundle:
             files["code.txt"] = "".join(f"{size:>10} {name}\n" for name, size in _sizes(tree))
         return cls(files=files, summary=tuple(_summary(works, submissions[0], tree)))
 
+    def as_json(self, target: str) -> dict[str, object]:
+        return {"target": target, "files": dict(self.files), "summary": list(self.summary)}
+
     def lines(self) -> Iterator[str]:
         """What is printed beside the submission: the list of the code is summed up."""
         yield from self.summary
@@ -80,29 +82,6 @@ class Bundle:
             raise UsageError(
                 f"--bundle {folder} cannot be written ({error.strerror}); choose another folder"
             ) from error
-
-
-def show(
-    works: Sequence[Work],
-    starts: Sequence[Start],
-    submissions: Sequence[Submission],
-    backend: Backend,
-    folder: str | None,
-) -> int:
-    """What a dry run says: on stdout exactly what would be executed, the rest beside it."""
-    say_all(works, backend)
-    bundle = Bundle.of(works, starts, submissions, backend)
-    for line in bundle.lines():
-        say(line)
-    if folder is not None:
-        bundle.write(Path(folder))
-        say(f"{'bundle':10} {folder}")
-    say("dry run: nothing is made, nothing is submitted; this would be")
-    for submission in submissions:
-        answer_lines(masked(str(submission)))
-        for text in submission.unchecked:
-            say(f"not checked here: {text}")
-    return 0
 
 
 def _json(value: object) -> str:

@@ -12,7 +12,7 @@ from cluster.topology import Topology
 from launcher.errors import UsageError
 from launcher.places import is_object, own_disk, runs_dir
 from launcher.preflight.compatibility import cautions, refuse_incompatible
-from launcher.preflight.gpus import Gpu, gpu_named, gpu_with_memory, local_gpu
+from launcher.preflight.gpus import Gpu, gpu_named, gpu_of_model, gpu_with_memory, local_gpu
 from launcher.recipe import Recipe
 
 TYPE_CHECKING = False  # as in the package's own module
@@ -28,9 +28,9 @@ def refuse_what_cannot_work(
 ) -> None:
     """Raises UsageError for what is known not to work, and DoesNotFit, unless forced, where a formula says so.
 
-    The GPU counts where the command names it, or where the run is to be on this machine's.
+    The GPU counts where the command or the place names it, or where the run is to be on this machine's.
     """
-    gpu = _gpu_of_run(topology, backend, arguments)
+    gpu = gpu_of_run(topology, backend, arguments)
     if gpu is not None and not topology.has_gpus:
         raise UsageError(f"--gpu {gpu.name}: this run has no GPU; give --plan to see what it would need on one")
     refuse_incompatible(recipe, gpu)
@@ -57,13 +57,19 @@ def warnings_of_disk(backend: Backend, arguments: argparse.Namespace) -> Iterato
         yield f"warning: --runs-dir {folder} is on {kind} here; the nodes of {backend.name} must see the same folder"
 
 
-def known_gpu(arguments: argparse.Namespace) -> Gpu | None:
-    """The GPU that the command names, or that this machine has; None where neither is known."""
+def known_gpu(arguments: argparse.Namespace, backend: Backend) -> Gpu | None:
+    """The GPU that the command or the place names, or that this machine has; None where none is known."""
+    return _named_gpu(arguments, backend) or local_gpu()
+
+
+def _named_gpu(arguments: argparse.Namespace, backend: Backend) -> Gpu | None:
     if arguments.gpu is not None and arguments.gpu_memory is not None:
         raise UsageError(f"--gpu {arguments.gpu} and --gpu-memory {arguments.gpu_memory:g} say the same; give one")
     if arguments.gpu is not None:
         return gpu_named(arguments.gpu)
-    return local_gpu() if arguments.gpu_memory is None else gpu_with_memory(arguments.gpu_memory)
+    if arguments.gpu_memory is not None:
+        return gpu_with_memory(arguments.gpu_memory)
+    return gpu_of_model(backend.rent().accelerator or "")
 
 
 def notices_of(backend: Backend, arguments: argparse.Namespace) -> tuple[Notice, ...]:
@@ -78,14 +84,15 @@ def notices_of(backend: Backend, arguments: argparse.Namespace) -> tuple[Notice,
     return (Notice(place=backend.name, seconds=seconds, setting=setting),)
 
 
-def _gpu_of_run(topology: Topology, backend: Backend, arguments: argparse.Namespace) -> Gpu | None:
-    is_stated = arguments.gpu is not None or arguments.gpu_memory is not None
-    return known_gpu(arguments) if is_stated or (topology.has_gpus and backend.needs_launcher) else None
+def gpu_of_run(topology: Topology, backend: Backend, arguments: argparse.Namespace) -> Gpu | None:
+    """The one that the command or the place names, or this machine's where the run is to be on it."""
+    named = _named_gpu(arguments, backend)
+    return local_gpu() if named is None and topology.has_gpus and backend.needs_launcher else named
 
 
 def _report(recipe: Recipe, topology: Topology, backend: Backend, arguments: argparse.Namespace) -> Report | None:
     """None where the GPU is not known, or there is no formula."""
-    if (gpu := _gpu_of_run(topology, backend, arguments)) is None:
+    if (gpu := gpu_of_run(topology, backend, arguments)) is None:
         return None
     from launcher.preflight.report import Known, make_report
     from launcher.preflight.shape import NoShape

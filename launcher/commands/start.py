@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    target = _target(arguments, before=None)
+    target = _target(arguments, before=None, is_planned=arguments.plan or arguments.dry_run)
     if arguments.plan:
         from launcher.commands.plan import plan as show_plan
 
@@ -59,18 +59,7 @@ def train(arguments: argparse.Namespace) -> int:
         _work(run, resolved, plan, group, arguments.checkpoints)
         for run, (_, resolved), plan in zip(runs, members, plans, strict=True)
     ]
-    code = train_all(works, target.backend, arguments)
-    if code == 0 and arguments.dry_run and not arguments.no_steps and not works[0].exists:
-        _take_steps(arguments.recipe, target.words)
-    return code
-
-
-def _take_steps(recipe: str, words: Sequence[str]) -> None:
-    from launcher.preflight.steps import STEPS, real_steps
-
-    say(f"dry run: {STEPS} real steps of the recipe, on this machine and at the scale of a laptop")
-    for line in real_steps(recipe, words):
-        say(line)
+    return train_all(works, target.backend, arguments)
 
 
 def _members(
@@ -133,7 +122,9 @@ def resume(arguments: argparse.Namespace) -> int:
     run.record()
     attempts = run.attempts()
     before = attempts[-1] if attempts else None
-    target = _target(arguments, before)
+    if arguments.json and not arguments.dry_run:
+        raise UsageError("--json says something of a dry run; give --dry-run with it, or do without")
+    target = _target(arguments, before, is_planned=arguments.dry_run)
     # A run that was told to stop early goes on to its end, unless it is told to stop again.
     stops_again = any(word.startswith("stop_after=") for word in target.words)
     resolved = loading.load_frozen(run.config, [*([] if stops_again else ["stop_after=null"]), *target.words])
@@ -161,18 +152,18 @@ def _plan(resolved: loading.Resolved, topology: Topology, backend: Backend, argu
 def _refuse_flags_of_plans(arguments: argparse.Namespace) -> None:
     if arguments.no_steps and not arguments.dry_run:
         raise UsageError("--no-steps says something of a dry run; give --dry-run with it, or do without")
-    for name in ("trace", "json", "mfu", "store_speed", "prices"):
-        if getattr(arguments, name):
+    if arguments.trace:
+        raise UsageError("--trace says something of a plan; give --plan with it, or --dry-run alone, which traces, too")
+    for name in ("json", "mfu", "store_speed", "prices", "bundle"):
+        if getattr(arguments, name) and not arguments.dry_run:
             flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} says something of a plan; give --plan with it, or do without")
-    if arguments.bundle is not None and not arguments.dry_run:
-        raise UsageError(f"--bundle {arguments.bundle}: give --dry-run or --plan with it, or do without")
+            raise UsageError(f"{flag} says something of a plan; give --plan or --dry-run with it, or do without")
 
 
-def _target(arguments: argparse.Namespace, before: Attempt | None) -> Target:
+def _target(arguments: argparse.Namespace, before: Attempt | None, *, is_planned: bool) -> Target:
     record = before.record() if before is not None else {}
     spot = {name: value for name in SPOT_FLAGS if (value := getattr(arguments, f"spot_{name}")) is not None}
-    target = choose_target(arguments.on, arguments.nodes or 1, arguments.overrides, record, spot)
+    target = choose_target(arguments.on, arguments.nodes or 1, arguments.overrides, record, spot, is_planned=is_planned)
     if target.profile is not None:
         say(f"profile    {target.profile.resolve()}")
     return target

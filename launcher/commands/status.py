@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from launcher.errors import UsageError
 from launcher.groups import changes_of, members_of
 from launcher.pace import duration
 from launcher.places import runs_dir
@@ -18,8 +20,11 @@ from launcher.terminal import answer
 def status(arguments: argparse.Namespace) -> int:
     folder = runs_dir(arguments.runs_dir)
     if members := members_of(arguments.run, folder):
+        if arguments.prices is not None:
+            raise UsageError(f"--prices {arguments.prices}: {arguments.run} is a group; give one of its runs")
         return _group_status(members, as_json=arguments.json)
-    state = run_state(find_run(arguments.run, folder))
+    own_prices = None if arguments.prices is None else Path(arguments.prices)
+    state = run_state(find_run(arguments.run, folder), own_prices)
     if arguments.json:
         print(json.dumps(state, indent=1))
         return 0
@@ -32,6 +37,8 @@ def status(arguments: argparse.Namespace) -> int:
         answer(f"  job {job['id']} is {_of_job(job)}")
     for attempt in state["attempts"]:
         answer(f"  {_of_attempt(attempt)}  {attempt['cause']}".rstrip())
+    for line in _of_bill(state["bill"]) if state["bill"] else ():
+        answer(f"  {line}")
     for slow in state["stragglers"]:
         own = f"{slow['seconds']:.3g} s of its own work per step"
         answer(f"  rank {slow['rank']} on {slow['host']} is slow: {own}, {slow['ratio']:.2f} times the median rank")
@@ -49,7 +56,23 @@ def _of_attempt(attempt: Mapping[str, Any]) -> str:
     again = f" ({attempt['lost_steps']} again)" if attempt["lost_steps"] else ""
     ended = attempt["ended"] is not None and attempt["started"] is not None
     after = f" after {duration(attempt['ended'] - attempt['started'])}" if ended else ""
-    return f"attempt {attempt['number']} on {attempt['target']}: {attempt['state']}{after}, {steps}{again}"
+    hours = "" if attempt["gpu_hours"] is None else f", {attempt['gpu_hours']:,.1f} GPU-hours"
+    return f"attempt {attempt['number']} on {attempt['target']}: {attempt['state']}{after}, {steps}{again}{hours}"
+
+
+def _of_bill(bill: Mapping[str, Any]) -> Iterator[str]:
+    """The sum, the prices in it, and what is not in it."""
+    spent, on_demand, saved = bill["spent_usd"], bill["on_demand_usd"], bill["saved_usd"]
+    dollars = "" if spent is None else f", ${spent:,.2f} spent"
+    instead = "" if on_demand is None else f"; ${on_demand:,.2f} on demand, where no step is done again"
+    saving = "" if saved is None else f": ${saved:,.2f} {'saved' if saved >= 0 else 'NOT saved'}"
+    yield f"{bill['gpu_hours']:,.1f} GPU-hours{dollars}{instead}{saving}"
+    for price in bill["prices"]:
+        kinds = ((price["spot"], "spot"), (price["on_demand"], "on demand"))
+        sums = ", ".join(f"${per_hour:g} {kind}" for per_hour, kind in kinds if per_hour is not None)
+        origin = f"as of {price['as_of']}, {price['source']}"
+        yield f"an hour of {price['cloud']} {price['instance']}: {sums}, {origin}"
+    yield from (f"not in it: {reason}" for reason in bill["unpriced"])
 
 
 def _of_job(job: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints.errors import OwnerAlive
+from checkpoints.errors import OwnerAlive, StoreError
 from checkpoints.log import CommitLog
 from checkpoints.owner import owner_is_alive
 from checkpoints.store import open_store, probe
@@ -34,7 +34,7 @@ from launcher.environment import environment
 from launcher.errors import UsageError
 from launcher.groups import Group, describe_changes, group_of
 from launcher.overrides import flatten
-from launcher.places import is_object, word_for
+from launcher.places import is_object, remedy_for, word_for
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
 from launcher.runs import FORMAT, PREEMPTED_CODE, STOP_AFTER, Attempt, Outcome, Run, write_json
@@ -84,9 +84,9 @@ def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Names
     for text in (text for submission in submissions for text in submission.warnings):
         say(f"note: {text}")
     if arguments.dry_run:
-        from launcher.commands.bundle import show
+        from launcher.commands.dry_run import dry_run
 
-        return show(ready, starts, submissions, backend, arguments.bundle)
+        return dry_run(ready, starts, submissions, backend, arguments)
     _make(ready)
     if not backend.needs_launcher:
         return _submit(ready, starts, backend)
@@ -139,12 +139,17 @@ def start_of(work: Work, count: int, arguments: argparse.Namespace) -> Start:
 
 
 def _check_place(work: Work) -> None:
-    """Raises UsageError when a new run cannot have its checkpoints where it wants them, and CheckpointError."""
+    """Raises UsageError when a new run cannot have its checkpoints where it wants them, and NotExclusive."""
     if work.checkpoints is None or work.exists:
         return
-    store = open_store(work.checkpoints)
-    probe(store)
-    if store.list("log/"):
+    try:
+        store = open_store(work.checkpoints)
+        probe(store)
+        is_taken = bool(store.list("log/"))
+    except StoreError as error:
+        remedy = remedy_for(work.checkpoints)
+        raise UsageError(f"--checkpoints {work.checkpoints} cannot be written ({error.reason}); {remedy}") from error
+    if is_taken:
         raise UsageError(f"--checkpoints: {store.url} has those of another run; choose another --name")
 
 

@@ -69,9 +69,14 @@ def gpu_with_memory(gigabytes: float) -> Gpu:
 def local_gpu(drivers: Path = _NVIDIA_GPUS) -> Gpu | None:
     """The GPU of this machine, by the model that its driver names; None where that is not in the table."""
     for path in sorted(drivers.glob("*/information")):
-        model = path.read_text(encoding="utf-8", errors="replace").partition("Model:")[2].partition("\n")[0]
-        words = model.lower().replace("geforce", "").replace("rtx ", "rtx").split()
-        if "40gb" in model.lower() and any(word.startswith("a100") for word in words):
-            return GPUS["a100-40gb"]
-        return next((GPUS[word.partition("-")[0]] for word in words if word.partition("-")[0] in GPUS), None)
+        text = path.read_text(encoding="utf-8", errors="replace")
+        return gpu_of_model(text.partition("Model:")[2].partition("\n")[0])
     return None
+
+
+def gpu_of_model(model: str) -> Gpu | None:
+    """Of such a name as `NVIDIA A100-SXM4-80GB`; None where that is not in the table."""
+    words = model.lower().replace("geforce", "").replace("rtx ", "rtx").split()
+    if "40gb" in model.lower() and any(word.startswith("a100") for word in words):
+        return GPUS["a100-40gb"]
+    return next((GPUS[word.partition("-")[0]] for word in words if word.partition("-")[0] in GPUS), None)

@@ -181,15 +181,22 @@ class Report:
         for strategy, cells in rows.items():
             yield f"  {strategy:13}" + "".join(f"{cell:>12}" for cell in cells)
 
+    def estimate_lines(self) -> Iterator[str]:
+        """Time and cost."""
+        yield self._duration_line()
+        yield from self._expected_lines()
+
+    def _duration_line(self) -> str:
+        if (found := self.duration) is None:
+            return "time       not known without the kind of GPU; give --gpu"
+        return (
+            f"time       {found.flops:.3g} operations and {_span(found.step_seconds)} a step, "
+            f"{_span(found.seconds)} for {self.case.recipe.steps} steps, {found.gpu_hours:,.1f} GPU-hours"
+        )
+
     def _time_lines(self) -> Iterator[str]:
-        found, saves = self.duration, self.saves
-        if found is not None:
-            yield (
-                f"time       {found.flops:.3g} operations and {_span(found.step_seconds)} a step, "
-                f"{_span(found.seconds)} for {self.case.recipe.steps} steps, {found.gpu_hours:,.1f} GPU-hours"
-            )
-        else:
-            yield "time       not known without the kind of GPU; give --gpu"
+        saves = self.saves
+        yield self._duration_line()
         yield (
             f"checkpoint {_gib(saves.bytes)}, durable after {_span(saves.save_seconds)}, "
             f"training waits {_span(saves.blocked_seconds)}"

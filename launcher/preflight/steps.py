@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +12,53 @@ from checkpoints.log import CommitLog
 from checkpoints.reader import verify
 from checkpoints.store import open_store
 from launcher import loading
+from launcher.preflight.calibration import Scale, one_micro_batch
 from launcher.rehearsal.trial import Trial
 from launcher.rehearsal.verdict import records_of
 from launcher.runs import Run
 
 STEPS = 3
-_MOST_SAMPLES = 2  # of a step: more takes longer than to see that it works
+_MOST_SAMPLES = 2  # of a step on a laptop: more takes longer than to see that it works
+_BATCH = {"batch.size", "batch.tokens", "batch.micro"}
 
 
-def real_steps(source: str, words: Sequence[str]) -> Iterator[str]:
-    """Train the recipe at its laptop scale on one device, as a run of its own; what came of it, in lines for people.
+def real_steps(source: str, words: Sequence[str], scale: Scale, tell: Callable[[str], None]) -> float:
+    """Train the recipe at that scale on one device, as a run of its own: its tokens per second. What comes of it is
+    told in lines for people.
 
     Raises RunFailed where training or the resume fails, and CorruptCheckpoint.
     """
-    words = _without(words, {"steps", "stop_after", "evaluation.samples", *_laptop_keys(source)})
+    words = _without(words, {"steps", "stop_after", "evaluation.samples", *_laptop_keys(source, scale)})
     words += [f"steps={STEPS + 1}", "evaluation.samples=0"]
-    batch = loading.load(source, words, laptop=True).recipe.batch
-    if batch.size is not None:  # one micro-batch does all that several do
-        size = min(batch.size, batch.micro, _MOST_SAMPLES)
-        words = [*_without(words, {"batch.size", "batch.micro"}), f"batch.size={size}", f"batch.micro={size}"]
-    words = [*words, "checkpoint.local_folder=null"]
+    recipe = one_micro_batch(loading.load(source, words, laptop=not scale.is_real).recipe)
+    samples = recipe.batch.micro if scale.is_real else min(recipe.batch.micro, _MOST_SAMPLES)
+    words = [
+        *_without(words, _BATCH),
+        "checkpoint.local_folder=null",
+        "batch.tokens=null",
+        f"batch.size={samples}",
+        f"batch.micro={samples}",
+    ]
     with tempfile.TemporaryDirectory(prefix="launch-steps-") as folder:
         run = Run(Path(folder) / "steps")
-        with Trial(run, [source, *words, f"stop_after={STEPS}"], on_cpu=False) as trial:
+        with Trial(run, [source, *words, f"stop_after={STEPS}"], on_cpu=False, is_small=not scale.is_real) as trial:
             trial.start(ranks=1)
             trial.finish()
-        yield _trained(run)
-        yield _saved(run)
-        with Trial(run, [source, *words, f"stop_after={STEPS + 1}"], on_cpu=False) as trial:
+        tell(_trained(run))
+        tell(_saved(run))
+        speeds = [float(record["tokens_per_second"]) for step, record in records_of(run).items() if step > 1]
+        with Trial(run, [source, *words, f"stop_after={STEPS + 1}"], on_cpu=False, is_small=not scale.is_real) as trial:
             trial.start(ranks=1)
             trial.finish()
             loss = records_of(run)[STEPS + 1]["loss"]
-            yield f"restored   after step {trial.resumed_after}, every byte checked; loss {loss:.3f} in the next step"
+            tell(f"restored   after step {trial.resumed_after}, every byte checked; loss {loss:.3f} in the next step")
+    return statistics.median(speeds)
 
 
-def _laptop_keys(source: str) -> set[str]:
+def _laptop_keys(source: str, scale: Scale) -> set[str]:
     """What the recipe makes smaller for a laptop; the words of a launch on a cluster are not to undo that."""
+    if scale.is_real:
+        return set()
     origins = loading.load(source, (), laptop=True).origins
     return {key for key, origin in origins.items() if origin == "laptop"}
 

@@ -41,13 +41,15 @@ class Delivery:
 
 
 class Trial:
-    """One run at the scale of a laptop, and its present launcher, which is ended with this context.
+    """One run, and its present launcher, which is ended with this context.
 
-    on_cpu: even where there are GPUs.
+    on_cpu: even where there are GPUs. is_small: at the scale of a laptop. Temporary files lie beside the run: those of
+    killed processes stay.
     """
 
-    def __init__(self, run: Run, words: Sequence[str], *, on_cpu: bool) -> None:
+    def __init__(self, run: Run, words: Sequence[str], *, on_cpu: bool, is_small: bool = True) -> None:
         self.run = run
+        self._scale = "--laptop" if is_small else "--no-laptop"
         self._on_cpu = on_cpu
         self._words = words
         self._launcher: subprocess.Popen[bytes] | None = None
@@ -78,11 +80,11 @@ class Trial:
     def start(self, ranks: int) -> None:
         """The same command starts the run and resumes it."""
         folder = self.run.folder.parent
-        flags = ["--on", "local", "--gpus", str(ranks), "--laptop", "--name", self.run.name, "--runs-dir", str(folder)]
+        flags = ["--on", "local", "--gpus", str(ranks), self._scale, "--name", self.run.name, "--runs-dir", str(folder)]
         with open(self.log, "ab") as log:
             self._launcher = subprocess.Popen(
                 [sys.executable, "-m", "launcher", *self._words, *flags],
-                env={**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if self._on_cpu else {})},
+                env={**os.environ, "TMPDIR": str(folder), **({"CUDA_VISIBLE_DEVICES": ""} if self._on_cpu else {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

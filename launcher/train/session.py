@@ -232,7 +232,9 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         events=attempt.open_events(), longest_save_seconds=_longest_save_seconds(run),
     )  # fmt: skip
     if restart == 0:
-        session.report("model", trainable=trainable, total=total, device=str(device), precision=precision)
+        session.report(
+            "model", trainable=trainable, total=total, device=str(device), precision=precision, gpu=_gpu_model(device)
+        )
     state = engine.state()
     restored = restore(
         store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks, state=state, copies=copies
@@ -284,6 +286,11 @@ def _join_ranks(plan: Plan, *, is_deterministic: bool) -> torch.device:
         return device
     dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
     return torch.device("cpu")
+
+
+def _gpu_model(device: torch.device) -> str | None:
+    """What its driver calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def _claim(store: Store, run: Run, attempt: Attempt, *, agent: int, is_takeover: bool) -> Claim:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -333,3 +335,15 @@ def test_an_entry_that_no_writer_could_have_written_is_refused(changes: dict[str
 def test_an_entry_that_is_a_bomb_is_refused(data: bytes) -> None:
     with pytest.raises(CorruptCheckpoint):
         Entry.from_bytes(1, data)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)], ids=["FIFO", "link"])
+def test_what_is_no_file_in_an_entry_s_place_is_damage_that_the_next_claim_passes_over(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    log = CommitLog(PosixStore(tmp_path))
+    log.claim(owner("first"))
+    make(tmp_path / entry_key(2))
+    reading = log.find()
+    assert (reading.entry and reading.entry.n, reading.slot, len(reading.damage)) == (1, 2, 1)
+    assert log.claim(owner("second"), is_takeover=True).state.n == 3

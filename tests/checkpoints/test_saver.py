@@ -406,7 +406,7 @@ def in_threads(function, ranks: int = 2) -> list:  # type: ignore[no-untyped-def
 class Together:
     """Two ranks of one attempt, in threads."""
 
-    def __init__(self, store: Store, stores: dict[int, Store] | None = None, deadline_seconds: float = 5.0) -> None:
+    def __init__(self, store: Store, stores: dict[int, Store] | None = None, deadline_seconds: float = SECONDS) -> None:
         self.store = store
         self.claim = claim(store)
         board = HashStore()
@@ -645,5 +645,5 @@ def test_an_attempt_whose_files_a_successor_has_deleted_is_fenced_and_calls_noth
     with pytest.raises(Fenced):
         restore(
             store=store, channel=Channel(HashStore(), "zombie"), claim=zombie, rank=0, world_size=1,
-            state=state_of(-1), deadline_seconds=5,
+            state=state_of(-1), deadline_seconds=SECONDS,
         )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from support.campaign import Course
 from support.phases import Schedule
+from support.sharing import shared_folder
 from support.slurm import Cluster, start_cluster, why_not
 
 
@@ -22,4 +23,4 @@ def slurm() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
     """What all runs on Slurm train, and the same on one machine, undisturbed."""
-    return Course(tmp_path_factory.mktemp("course"), Schedule(steps=120, save_every=5, evaluate_every=400))
+    return Course(shared_folder(tmp_path_factory) / "course", Schedule(steps=120, save_every=5, evaluate_every=400))

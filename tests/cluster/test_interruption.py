@@ -37,7 +37,7 @@ def test_an_interruption_becomes_the_notice(tmp_path, server, cloud):
     wait_for(lambda: server.requests > 2 or cloud is ComputeEngine, "some looks that find nothing")
     assert not notice.is_given()
     server.interrupt()
-    wait_for(notice.is_given, "the notice", timeout=10)
+    wait_for(notice.is_given, "the notice", timeout=60)
     assert re.fullmatch(rf"{CLOUDS[cloud]} \(in (29|30) s\)", notice.reason())
     assert SECONDS - 3 < notice.end().seconds_left() <= SECONDS
 
@@ -46,10 +46,10 @@ def test_a_recommendation_to_rebalance_asks_for_a_save_and_is_no_notice(tmp_path
     notice = Notice(tmp_path / "notice")
     server.is_at_risk = True
     watch_cloud(Ec2(server.url), notice, pause_seconds=0.05)
-    wait_for(notice.is_asked_to_save, "the request", timeout=10)
+    wait_for(notice.is_asked_to_save, "the request", timeout=60)
     assert not notice.is_given()
     server.interrupt()
-    wait_for(notice.is_given, "the notice", timeout=10)
+    wait_for(notice.is_given, "the notice", timeout=60)
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
@@ -64,7 +64,7 @@ def test_a_service_in_trouble_is_asked_again(tmp_path, server, monkeypatch, clou
     wait_for(lambda: server.requests >= 3, "further requests")
     assert not notice.is_given()
     server.mood = "well"
-    wait_for(notice.is_given, "the notice", timeout=10)
+    wait_for(notice.is_given, "the notice", timeout=60)
 
 
 def test_a_token_that_is_too_old_is_replaced(server):
@@ -121,7 +121,7 @@ def test_the_node_process_of_a_cloud_machine_watches_for_it(tmp_path: Path, serv
     wait_for(lambda: server.requests, "the first look")
     server.interrupt()
     started = time.monotonic()
-    said, _ = node.communicate(timeout=30)
+    said, _ = node.communicate(timeout=300)
     assert node.returncode == 0
     assert said.startswith(f"{CLOUDS[Ec2]} (in ")
     assert time.monotonic() - started < 10

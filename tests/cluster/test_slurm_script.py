@@ -45,6 +45,7 @@ code="$run_folder"/code
 missing="launch: $code is not visible on this node; --runs-dir must be on a file system that all share"
 cd "$code" || { scontrol update jobid=$SLURM_JOB_ID comment="$missing"; exit 2; }
 exec >>"$run_folder"/slurm/batch.log 2>&1
+# The ranks save when Slurm signals the end. Bash would die of the signal, and they of its death.
 trap : TERM
 module load cuda
 export OMP_WAIT_POLICY=passive
@@ -55,7 +56,7 @@ srun --ntasks-per-node=1 --unbuffered --open-mode=append --kill-on-bad-exit=0 --
 code=$?
 case $code in 0|1|2|4|93) exit $code ;; esac
 # Preempted, out of time, or lost. Slurm starts the job again by itself if it has ended it; and not if somebody has
-# cancelled it. In the time before it would end it, only this does.
+# cancelled it. In the time before it would end it, only this does. A job that gets no further ends with 93 above.
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 control() { scontrol "$@" || srun --overlap --ntasks-per-node=1 scontrol "$@"; }  # here, or where it is installed
 state=$(control show job --oneliner "$job")

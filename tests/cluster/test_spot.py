@@ -111,16 +111,19 @@ sys.exit(75)
     ],
     ids=["one", "one with notice", "both"],
 )
-def test_when_a_machine_goes_so_does_the_job_with_the_others(tmp_path, changed, left):
-    """Each machine leaves what it was told before it ended: nothing if it was not told."""
+def test_when_a_machine_goes_so_does_the_job_with_the_others(tmp_path, monkeypatch, changed, left):
+    """Each machine leaves what it was told before it ended: nothing if it was not told; and no temporary files."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     command = [sys.executable, "-m", "cluster.spot.machines", "--nodes", "2", "--logs", str(tmp_path)]
     command += ["--record", str(tmp_path / "record"), "--trace", str(trace(tmp_path, {**LINE, **changed}))]
     process = subprocess.Popen([*command, sys.executable, "-c", WORK, str(tmp_path)], cwd=REPOSITORY)
-    assert process.wait(30) == TAKEN_CODE
+    assert process.wait(60) == TAKEN_CODE
     for node, reason in left.items():
         assert (tmp_path / node).read_text().startswith(reason)
         assert bool((tmp_path / node).read_text()) == bool(reason)
     assert Record(tmp_path / "record").count() == 1
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_machines_end_with_whoever_has_them(tmp_path):
@@ -135,4 +138,4 @@ def test_machines_end_with_whoever_has_them(tmp_path):
     process.kill()
     process.wait()
     assert len(children) == 4
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert psutil.wait_procs(children, timeout=60)[1] == []

@@ -53,7 +53,7 @@ def test_an_app_is_this():
 
 def test_several_nodes_and_no_scheduler_are_refused():
     with pytest.raises(ClusterError, match=r"--nodes 2 is more than --on torchx has \(1\)"):
-        TorchxBackend({"scheduler": "aws_batch"}).topology(2, 8)
+        TorchxBackend({"scheduler": "mine"}).topology(2, 8)
     with pytest.raises(ClusterError, match="give --on torchx:SCHEDULER"):
         TorchxBackend({}).render([ONE])
     with pytest.raises(ClusterError, match="must be KEY=VALUE"):

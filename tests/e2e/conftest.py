@@ -4,28 +4,9 @@ from pathlib import Path
 
 import pytest
 from support.runs_for_tests import launch, run_script, small_words
+from support.sharing import make_once, shared_folder
 
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory):
-    """The finished, never interrupted run of the small recipe with this many ranks and steps; made once."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-
-    def run(ranks: int, steps: int = 60) -> Path:
-        name = f"ranks-{ranks}-steps-{steps}"
-        if not (folder / name).exists():
-            result = launch(*small_words(ranks, steps=steps), "--name", name, runs_dir=folder)
-            assert result.returncode == 0, result.stderr
-        return folder / name
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random Llama of a few million parameters, and the tokenizer of the flagship's laptop model."""
-    tmp_path = tmp_path_factory.mktemp("llama")
-    (tmp_path / "make.py").write_text("""
+MAKE_LLAMA = """
 import sys
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -37,7 +18,33 @@ config = LlamaConfig(
 )
 LlamaForCausalLM(config).save_pretrained(sys.argv[1])
 tokenizer.save_pretrained(sys.argv[1])
-""")
-    folder = tmp_path / "small-llama"
-    run_script("make.py", str(folder), tmp_path)
-    return folder
+"""
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory):
+    """The finished, never interrupted run of the small recipe with this many ranks and steps; made once."""
+    folder = shared_folder(tmp_path_factory) / "undisturbed"
+
+    def run(ranks: int, steps: int = 60) -> Path:
+        name = f"ranks-{ranks}-steps-{steps}"
+
+        def train() -> None:
+            result = launch(*small_words(ranks, steps=steps), "--name", name, runs_dir=folder)
+            assert result.returncode == 0, result.stderr
+
+        return make_once(folder / name, train)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of a few million parameters, and the tokenizer of the flagship's laptop model."""
+    folder = shared_folder(tmp_path_factory) / "llama/small-llama"
+
+    def make() -> None:
+        (folder.parent / "make.py").write_text(MAKE_LLAMA)
+        run_script("make.py", str(folder), folder.parent)
+
+    return make_once(folder, make)

@@ -55,7 +55,7 @@ def test_a_run_ends_as_from_a_file_though_it_is_killed_and_goes_on_elsewhere(tmp
 
     obstore.put(bucket, "text.txt", TEXT.replace(b"the", b"The"))
     os.kill(Processes(launcher.pid).find()["rank"][1], signal.SIGKILL)
-    _, said = launcher.communicate(timeout=120)
+    _, said = launcher.communicate(timeout=300)
     refused = launch("resume", "object", "--gpus", "2", runs_dir=tmp_path)
     assert (launcher.returncode, refused.returncode) == (2, 2), said + refused.stderr
     for lines in (said.splitlines(), refused.stderr.splitlines()):

@@ -44,7 +44,7 @@ def test_no_secret_is_in_a_run_folder_or_in_a_command_line(tmp_path, monkeypatch
     lines = dict(command_lines())
     pids = [pid for found in Processes(launcher.pid).find().values() for pid in found]
     launcher.send_signal(signal.SIGTERM)
-    said = "".join(launcher.communicate(timeout=120))
+    said = "".join(launcher.communicate(timeout=300))
     assert launcher.returncode == 75, said
     assert len(set(pids) & set(lines)) >= 4, "node, agent and ranks were looked at"
     assert [line for line in lines.values() if secret.encode() in line] == []

@@ -1,4 +1,4 @@
-"""A run that was interrupted, anywhere and any number of times, ends like one that was not: bit by bit."""
+"""A run that was killed, anywhere and any number of times, ends like one that was not: bit by bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from support.runs_for_tests import (
-    digests,
+    assert_same_ending,
+    finish,
     json_lines,
     launch,
     small_words,
@@ -23,18 +24,7 @@ from support.runs_for_tests import (
 
 from launcher.rehearsal.processes import Processes
 
-STEPS = 60
 LONG = 160  # steps of a run that is not over before it was killed often enough, on a busy machine either
-
-
-def finish(run: Path, ranks: int) -> None:
-    result = launch("resume", run.name, "--gpus", str(ranks), runs_dir=run.parent)
-    assert result.returncode == 0, result.stderr
-
-
-def assert_same_ending(run: Path, reference: Path) -> None:
-    assert digests(run) == digests(reference)
-    assert steps_of(run) == steps_of(reference)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -52,7 +42,7 @@ def test_killing_ranks_at_random_moments_changes_nothing(tmp_path, undisturbed, 
             os.kill(moments.choice(victims), signal.SIGKILL)
             kills += 1
             wait_for_new_commit(run, launcher)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     assert kills >= 2, f"seed {seed}: the run ended after {kills} kills"
     assert_same_ending(run, undisturbed(ranks, LONG))
@@ -74,7 +64,7 @@ def test_saving_when_that_is_worth_it_changes_nothing(tmp_path, undisturbed):
     run = tmp_path / "auto"
     wait_for_new_commit(run, launcher)
     os.kill(Processes(launcher.pid).find()["rank"][0], signal.SIGKILL)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     assert "killed by SIGKILL; its ranks start again from the newest commit" in errors
     assert len(committed_steps(run)) >= 3
@@ -88,60 +78,12 @@ def test_killing_any_process_loses_nothing(tmp_path, undisturbed, victim):
     wait_for_step(run, 12)
     pid = launcher.pid if victim == "launcher" else Processes(launcher.pid).find()[victim][0]
     os.kill(pid, signal.SIGKILL)
-    launcher.communicate(timeout=120)
+    launcher.communicate(timeout=300)
     if victim == "launcher":
         wait_for(lambda: status(run)["state"] == "PENDING", "the run to stop when its launcher was killed")
         finish(run, 2)
     else:
         assert launcher.returncode == 0
-    assert_same_ending(run, undisturbed(2))
-
-
-@pytest.mark.parametrize("receiver", ["launcher", "node", "agent", "forkserver", "rank", "writer"])
-def test_a_stop_signal_to_any_process_commits_and_exits_75(tmp_path, undisturbed, receiver):
-    number = {
-        "launcher": signal.SIGINT,
-        "node": signal.SIGTERM,
-        "agent": signal.SIGUSR1,
-        "forkserver": signal.SIGUSR2,
-    }.get(receiver, signal.SIGTERM)
-    launcher = start(*small_words(2), "--name", "run", runs_dir=tmp_path)
-    run = tmp_path / "run"
-    wait_for_step(run, 12)
-    os.kill(launcher.pid if receiver == "launcher" else Processes(launcher.pid).find()[receiver][0], number)
-    _, errors = launcher.communicate(timeout=60)
-    assert launcher.returncode == 75, errors
-    assert "launch resume" in errors.splitlines()[-1]
-    state = status(run)
-    assert state["state"] == "PENDING"
-    assert state["commits"][-1]["step"] == state["step"] < STEPS
-    assert state["cause"] == number.name
-    if receiver in ("launcher", "rank"):  # where the signal arrived makes no difference to what follows
-        finish(run, 2)
-        assert_same_ending(run, undisturbed(2))
-
-
-def test_a_stop_signal_during_start_up_is_handled(tmp_path, undisturbed):
-    launcher = start(*small_words(2), "--name", "run", runs_dir=tmp_path)
-    run = tmp_path / "run"
-    wait_for((run / "attempts/0001/logs/node-0.log").exists, "the node process")
-    launcher.send_signal(signal.SIGTERM)
-    _, errors = launcher.communicate(timeout=60)
-    assert launcher.returncode == 75, errors
-    assert status(run)["step"] == 0
-    finish(run, 2)
-    assert_same_ending(run, undisturbed(2))
-
-
-def test_a_second_interrupt_stops_at_once_and_the_run_resumes(tmp_path, undisturbed):
-    launcher = start(*small_words(2), "--name", "run", runs_dir=tmp_path)
-    run = tmp_path / "run"
-    wait_for_step(run, 8)
-    launcher.send_signal(signal.SIGINT)
-    launcher.send_signal(signal.SIGINT)
-    _, errors = launcher.communicate(timeout=30)
-    assert launcher.returncode == 75, errors
-    finish(run, 2)
     assert_same_ending(run, undisturbed(2))
 
 
@@ -159,7 +101,7 @@ def test_metrics_have_every_step_once_after_ten_interruptions(tmp_path, undistur
         wait_for_new_commit(run, launcher, attempt=3)
         os.kill(victim, signal.SIGKILL)
         killed.add(victim)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     restarts = [e for e in json_lines(run / "attempts/0003/events.jsonl") if e["event"] == "restarted"]
     assert len([restart for restart in restarts if "killed by SIGKILL" in restart["cause"]]) == 8

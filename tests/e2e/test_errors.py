@@ -94,7 +94,7 @@ def test_a_run_that_is_being_trained_is_not_resumed(tmp_path):
     wait_for_step(tmp_path / "run", 2)
     result = launch("resume", "run", runs_dir=tmp_path)
     launcher.terminate()
-    launcher.communicate(timeout=60)
+    launcher.communicate(timeout=300)
     assert result.returncode == 2
     assert "is being trained by job run/1" in result.stderr.splitlines()[-1]
     assert launcher.returncode == 75
@@ -176,7 +176,7 @@ def test_a_full_disk_loses_neither_the_last_commit_nor_the_run(small_disk):
     said = read_until(launcher, "is full since")
     commits = status(run)["commits"]  # on a full disk nothing else can be watched; some saves fail meanwhile
     filler.unlink()
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     assert commits, "the last commit was lost"
     assert "is full since" in said

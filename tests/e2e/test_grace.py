@@ -46,7 +46,7 @@ def test_a_save_that_outlasts_the_grace_is_cut_off_and_the_commit_before_it_stay
     newest = newest_commit_step(run)
     sent = time.monotonic()
     os.kill(processes.find()["node"][0], signal.SIGTERM)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     seconds = time.monotonic() - sent
     for writer in writers:
         os.kill(writer, signal.SIGCONT)
@@ -64,7 +64,7 @@ def test_where_no_time_is_left_for_a_save_none_is_begun(tmp_path, undisturbed):
     run = tmp_path / "run"
     wait_for_step(run, 12)
     os.kill(Processes(launcher.pid).find()["node"][0], signal.SIGTERM)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 75, errors
     assert newest_commit_step(run) % 5 == 0, "there was no time for one of the step that the run stopped at"
     finish(run, words)
@@ -76,7 +76,7 @@ def test_a_grace_that_is_long_enough_changes_nothing(tmp_path):
     run = tmp_path / "run"
     wait_for_step(run, 12)
     os.kill(Processes(launcher.pid).find()["node"][0], signal.SIGTERM)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 75, errors
     assert newest_commit_step(run) == steps_of(run)[-1]
     assert "save_late" not in events(run)
@@ -92,7 +92,7 @@ def test_a_run_that_has_a_limit_saves_before_it_unasked(tmp_path, undisturbed):
     notice = Notice(Path(agent.environ()["LAUNCH_NOTICE"]))
     notice.set_limit(Mark(time.monotonic() + 2, "soon"))
     notice.set_end(Mark(time.monotonic() + 60, "by then"))
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 75, errors
     assert "stopped after step" in errors
     assert "(the last save may take " in errors

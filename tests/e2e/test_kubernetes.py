@@ -45,7 +45,7 @@ class Pods:
             one.kill()
 
     def codes(self) -> list[int]:
-        return [process.wait(120) for process in self.processes]
+        return [process.wait(300) for process in self.processes]
 
 
 def _process(pod: dict[str, Any], node: int, fields: dict[str, Any]) -> subprocess.Popen[bytes]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,11 @@ def test_a_recipe_that_forgets_fails_with_the_first_step_that_differs(tmp_path, 
     shutil.rmtree(found["folder"])
 
 
-def test_a_shipped_recipe_passes_as_on_a_spot_machine_and_leaves_nothing_behind(tmp_path):
-    code, found = rehearse(TINY, "--on", "spot", folder=tmp_path)
+def test_a_shipped_recipe_passes_as_on_a_spot_machine_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    with tempfile.TemporaryDirectory() as temporary:  # not below tmp_path: the paths of sockets must be short
+        monkeypatch.setenv("TMPDIR", temporary)
+        code, found = rehearse(TINY, "--on", "spot", folder=tmp_path)
+        assert list(Path(temporary).iterdir()) == []
     assert code == 0, found
     assert found["is_equal"]
     assert found["first_differing_step"] is found["folder"] is None
@@ -46,14 +51,23 @@ def test_a_shipped_recipe_passes_as_on_a_spot_machine_and_leaves_nothing_behind(
     assert other_ranks["remark"].startswith("every sample once")
 
 
-def test_a_dry_run_trains_saves_and_restores_here_and_makes_nothing(tmp_path):
-    shown = launch(TINY, "--name", "dry", "--dry-run", "--no-steps", runs_dir=tmp_path)
-    result = launch(TINY, "--name", "dry", "--dry-run", runs_dir=tmp_path)
-    assert (result.returncode, result.stdout) == (0, shown.stdout), result.stderr
-    trained, saved, restored = result.stderr.splitlines()[-3:]
+def test_a_dry_run_of_a_cluster_job_answers_all_on_a_machine_without_a_cluster_and_makes_nothing(tmp_path):
+    job = [TINY, "--name", "dry", "--nodes", "2", "--gpus", "8", "batch.size=16", "--dry-run"]
+    shown = launch(*job, "--no-steps", runs_dir=tmp_path)
+    result = launch(*job, "--json", runs_dir=tmp_path)
+    assert (shown.returncode, result.returncode) == (0, 0), shown.stderr + result.stderr
+    found = json.loads(result.stdout)
+    script = found["submission"]["files"]["submission.sh"]
+    assert "#SBATCH --gpus-per-node=8\n" in script
+    assert shown.stdout.startswith(script)
+    assert "not checked here: whether the nodes of Slurm have GPUs" in shown.stderr
+    assert found["memory"]["traced"]["bytes"] > 4 * 4 * 500_000  # parameters, gradients and two moments
+    scale, trained, saved, restored, speed = found["steps"]
+    assert scale.endswith("and at the scale of a laptop (there is no GPU here whose kind is known)")
     assert trained.startswith("trained    3 steps of 2 samples on cpu in fp32: loss 5.")
     assert saved.endswith("and read back: intact")
     assert restored.startswith("restored   after step 3, every byte checked; loss ")
+    assert re.fullmatch(r"speed +[\d,]+ tokens/s at the scale .*: no MFU follows .* stay as they are", speed)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -79,7 +79,7 @@ def test_a_run_goes_on_from_the_bucket_when_its_machine_is_gone(tmp_path, monkey
         assert status(run)["state"] == "RUNNING"
         assert status(run)["step"] >= 20
         second = Machine(tmp_path / "second", task)
-        assert second.process.wait(120) == 0
+        assert second.process.wait(300) == 0
         assert "continuing after step" in second.log.read_text()
         sky.set_jobs(tmp_path / "sky", {"job_name": "r1-1", "status": "SUCCEEDED", "recovery_count": 1})
         assert (status(run)["state"], status(run)["step"]) == ("SUCCEEDED", 60)

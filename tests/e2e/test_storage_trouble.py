@@ -75,7 +75,7 @@ def writer_of(launcher: subprocess.Popen[str]) -> int:
 def stop(launcher: subprocess.Popen[str], run: Path) -> str:
     """What the launcher has still said when the run was stopped; all its steps are there, and the last is committed."""
     launcher.send_signal(signal.SIGINT)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 75, errors
     steps = steps_of(run)
     assert steps == list(range(1, len(steps) + 1))
@@ -111,7 +111,7 @@ def test_a_run_that_reaches_its_end_on_a_full_disk_waits_for_space_and_ends_well
     fill(filler)
     wait_for(lambda: not psutil.pid_exists(rank), "the end of the rank, which could not commit its last step")
     filler.unlink()
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     assert errors.count("is full since ") == 1
     assert steps_of(run) == list(range(1, 301))
@@ -134,7 +134,7 @@ def test_a_disk_that_turned_read_only_by_an_error_ends_no_run_and_a_stop_says_wh
     os.kill(rank, signal.SIGKILL)  # its successor can neither write its log nor claim the run: it waits
     wait_for(lambda: not Processes(launcher.pid).find()["rank"], "the end of the rank")
     launcher.send_signal(signal.SIGINT)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 75, errors
     assert f"stopped (SIGINT, the disk of {run} is read-only, so work since the newest commit" in errors
     assert errors.splitlines()[-1] == f"  launch resume {run.name}"

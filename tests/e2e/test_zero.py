@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspee
 
 ZERO = ("zero1", "zero2", "zero3")
 COMPARED = {1: ("zero1", "zero3"), 2: ("zero1", "zero2", "zero3")}
-STEPS = 12
+STEPS = CUT + REST
 FEW = 5
 VARIANTS: dict[str, dict[str, object]] = {
     "unclipped": {"optimizer.clip": "null", "batch.micro": "6"},
@@ -75,25 +75,22 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
 @pytest.fixture(scope="module")
 def results(exchange: Exchange) -> dict[str, Result]:
     """By the words that say who."""
-    phases = [*by_world([*from_scratch(), *exchange.saves()]), *by_world(exchange.restores())]
+    compared = {(name, world): STEPS for world, names in COMPARED.items() for name in ("ddp", *names)}
+    plain = exchange.from_scratch({**compared, **{(f"{stage}+offload", 2): FEW for stage in ZERO}})
+    phases = [*by_world([*plain, *with_variants()]), *by_world(exchange.restores())]
     return run_phases(exchange.folder / "run", phases)
 
 
-def from_scratch() -> Iterator[tuple[int, Job]]:
-    """Runs, with their world sizes; those that are not named after it have two ranks."""
-    for world, names in COMPARED.items():
-        for name in ("ddp", *names):
-            yield world, Job(name=f"{name} on {world}", settings=SPREADS[name], steps=STEPS)
+def with_variants() -> Iterator[tuple[int, Job]]:
+    """Runs of two ranks."""
     for name, varied in {"ddp": VARIANTS, **VARIED}.items():
         for what in varied:
             yield 2, Job(name=f"{name} {what}", settings=SPREADS[name] | VARIANTS[what], steps=FEW)
-    for name in (f"{stage}+offload" for stage in ZERO):
-        yield 2, Job(name=f"{name} on 2", settings=SPREADS[name], steps=FEW)
 
 
 @pytest.mark.parametrize(("world", "name"), [(world, name) for world, names in COMPARED.items() for name in names])
 def test_every_stage_has_the_losses_of_data_parallelism(results, world, name):
-    reference, result = results[f"ddp on {world}"], results[f"{name} on {world}"]
+    reference, result = results[f"ddp-{world}"], results[f"{name}-{world}"]
     assert reference.losses[-1] < 0.9 * reference.losses[0], "it learns"
     assert largest_deviation(result.losses, reference.losses) < TOLERANCE
     assert largest_deviation(result.norms, reference.norms) < 200 * TOLERANCE, "some batches are that sensitive"
@@ -106,12 +103,12 @@ def test_without_clipping_and_accumulation_the_losses_are_those_of_data_parallel
 
 @pytest.mark.parametrize("stage", ZERO)
 def test_offload_changes_no_bit(results, stage):
-    assert results[f"{stage}+offload on 2"].losses == results[f"{stage} on 2"].losses[:FEW]
+    assert results[f"{stage}+offload-2"].losses == results[f"{stage}-2"].losses[:FEW]
 
 
 @pytest.mark.parametrize("stage", varied("recomputing"))
 def test_recomputing_activations_changes_no_bit(results, stage):
-    assert results[f"{stage} recomputing"].losses == results[f"{stage} on 2"].losses[:FEW]
+    assert results[f"{stage} recomputing"].losses == results[f"{stage}-2"].losses[:FEW]
 
 
 @pytest.mark.parametrize("stage", varied("uneven"))
@@ -130,14 +127,14 @@ def test_a_layer_that_a_step_does_not_use_has_no_gradient_left_from_the_step_bef
 def test_low_precision_is_that_of_data_parallelism(results, name, precision):
     result, reference = results[f"{name} {precision}"], results[f"ddp {precision}"]
     assert largest_deviation(result.losses, reference.losses) < 1e-3
-    assert 0 < largest_deviation(result.losses, results[f"{name} on 2"].losses[:FEW]) < 0.01
+    assert 0 < largest_deviation(result.losses, results[f"{name}-2"].losses[:FEW]) < 0.01
     assert result.loss_scale == reference.loss_scale
 
 
 @pytest.mark.parametrize(("saved", "to"), PAIRS, ids=word)
 def test_a_checkpoint_of_any_strategy_goes_on_under_any_other(exchange, results, saved, to):
     assert exchange.unequal_tensors(saved, to) == []
-    rest = results["ddp on 1"].losses[CUT : CUT + REST]
+    rest = results["ddp-1"].losses[CUT : CUT + REST]
     assert largest_deviation(results[exchange.name(saved, to)].losses, rest) < TOLERANCE
 
 

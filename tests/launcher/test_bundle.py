@@ -117,7 +117,7 @@ def test_secrets_of_a_profile_are_neither_printed_nor_written(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--bundle", "new"], "--bundle new: give --dry-run or --plan with it"),
+        (["--bundle", "new"], "--bundle says something of a plan; give --plan or --dry-run with it"),
         (["--dry-run", "--bundle", "full"], "--bundle full is not empty; choose another folder"),
         (["--dry-run", "--bundle", "full/file"], "--bundle full/file cannot be written (File exists)"),
     ],

@@ -32,14 +32,22 @@ def words(tmp_path, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("more", "sent", "unchecked"),
     [
-        (("--on", "sky", *BUCKET), "sky jobs launch --yes --detach-run", "whether the machine may write s3://bucket/"),
-        (("--on", "kubernetes", *POD, "--nodes", "2"), "POST /apis/jobset.x-k8s.io/", "whether nodes can pull train:1"),
-        (("--on", "torchx:mine"), "torchx run -s mine", "whether mine takes it"),
+        (
+            ("--on", "sky", *BUCKET, "--no-steps"),
+            "sky jobs launch --yes --detach-run",
+            "whether the machine may write s3://bucket/",
+        ),
+        (
+            ("--on", "kubernetes", *POD, "--nodes", "2", "--no-steps"),
+            "POST /apis/jobset.x-k8s.io/",
+            "whether nodes can pull train:1",
+        ),
+        (("--on", "torchx:mine"), "torchx run -s mine", "whether mine takes it"),  # with real steps, here
     ],
     ids=["sky", "kubernetes", "torchx"],
 )
 def test_a_dry_run_shows_what_would_be_sent_and_what_it_could_not_check(tmp_path, capsys, more, sent, unchecked):
-    assert main(words(tmp_path, *more, "--dry-run")) == 0
+    assert main(words(tmp_path, *more, "--dry-run", "--no-steps")) == 0
     said = capsys.readouterr()
     content, _, command = said.out.partition("# is sent by\n")
     assert "r1-1" in str(yaml.safe_load(content))
@@ -59,9 +67,17 @@ def test_a_dry_run_shows_what_would_be_sent_and_what_it_could_not_check(tmp_path
         (3, "sky is not on this machine; install SkyPilot", ("--on", "sky", *BUCKET)),
         (2, "needs kubernetes.image", ("--on", "kubernetes", "kubernetes.volume=runs")),
         (2, "kubernetes.spot is a setting of --on kubernetes", ("--on", "local", "kubernetes.spot=true")),
-        (2, "--nodes 2 is more than --on torchx has (1)", ("--on", "torchx:aws_batch", "--nodes", "2")),
+        (2, "--nodes 2 is more than --on torchx has (1)", ("--on", "torchx:mine", "--nodes", "2")),
+        (2, "--on torchx:aws_batch is no target: AWS Batch never starts", ("--on", "torchx:aws_batch", "--nodes", "2")),
+        (2, "use --on sky sky.cloud=aws for one node", ("--on", "torchx", "torchx.scheduler=aws_batch")),
+        (2, "--on aws_batch is no target: AWS Batch never starts", ("--on", "aws_batch", "--nodes", "2")),
+        (2, "--on kubernetes for several", ("--on", "batch")),
         (2, "--on local has no setting scheduler", ("--on", "local:spot")),
-        (2, "--on aws_batch is not a known target", ("--on", "aws_batch", "--nodes", "2")),
+        (2, "--spot-seed is for --on spot, and this is --on local", ("--on", "local", "--spot-seed", "1")),
+        (2, "sky.use_spot is a setting of --on sky, and this is --on local", ("--on", "local", "sky.use_spot=true")),
+        (2, "needs its cloud; give sky.cloud", ("--on", "sky", *BUCKET, "sky.region=us-east-1")),
+        (2, "kubernetes.spot=true needs kubernetes.provider", ("--on", "kubernetes", *POD, "kubernetes.spot=true")),
+        (2, "--checkpoints 's3://' is no place for checkpoints", ("--on", "sky", "--checkpoints", "s3://")),
     ],
 )
 def test_what_cannot_be_sent_is_refused_in_one_line(tmp_path, capsys, code, said, more):

@@ -25,6 +25,11 @@ TARGETS = {
         "--on", "example", "--nodes", "2", "--gpus", "8", "slurm.container=nvcr.io#nvidia/pytorch:25.01-py3",
         "slurm.python=/opt/venv/bin/python",
     ],
+    "spot-2x4": ["--on", "spot", "--spot-seed", "3", "--nodes", "2", "--gpus", "4"],
+    "torchx-1x8": [
+        "--on", "torchx:slurm", "torchx.arguments=partition=gpu", "torchx.gpus=true", "torchx.memory=200000",
+        "--gpus", "8",
+    ],
 }  # fmt: skip
 
 
@@ -33,6 +38,7 @@ def test_what_would_be_executed_is_what_was_read(tmp_path, capsys, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(REPOSITORY / "profiles", "profiles")
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
     for variable in ("PYTHONPATH", "CUBLAS_WORKSPACE_CONFIG", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(variable, raising=False)
     command = [RECIPE, "--plan", *words, "--name", "my-run", "--runs-dir", "/shared/runs", "--bundle", "bundle"]

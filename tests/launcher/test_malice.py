@@ -32,6 +32,8 @@ FILES = {
     "attempts/0001/attempt.json": [
         "{", json.dumps(ATTEMPT | {"handle": "x:y"}), json.dumps(ATTEMPT | {"handle": 7}),
         json.dumps(ATTEMPT | {"target": ESCAPE}), json.dumps(ATTEMPT | {"target": "os:system"}),
+        json.dumps(ATTEMPT | {"has_gpus": True}), json.dumps(ATTEMPT | {"started": ESCAPE}),
+        json.dumps(ATTEMPT | {"has_gpus": True, "nodes": -1, "ranks_per_node": 2**61, "started": float("nan")}),
     ],
     "attempts/0001/pace/from-rank-0.json": [
         "{", "[]", '{"ranks": 7}', '{"ranks": [7]}', '{"ranks": [{}]}',

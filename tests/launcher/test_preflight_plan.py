@@ -266,15 +266,27 @@ def test_a_launch_that_would_not_fit_is_refused_before_anything_is_made(tmp_path
     [
         (["--gpu", "h100"], "--gpu h100: this run has no GPU; give --plan"),
         (["--gpu", "2"], "did you mean --gpus 2?"),
-        (["--mfu", "0.5"], "--mfu says something of a plan; give --plan"),
-        (["--prices", "own.csv"], "--prices says something of a plan; give --plan"),
-        (["--store-speed", "2"], "--store-speed says something of a plan; give --plan"),
+        (["--mfu", "0.5"], "--mfu says something of a plan; give --plan or --dry-run"),
+        (["--prices", "own.csv"], "--prices says something of a plan; give --plan or --dry-run"),
+        (["--store-speed", "2"], "--store-speed says something of a plan; give --plan or --dry-run"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(tmp_path, capsys, monkeypatch, words, complaint):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert main(["gpt_tiny", *words, f"--runs-dir={tmp_path}"]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_a_plan_says(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")  # a machine without Slurm
+    recipe = str(REPOSITORY / "recipes/llama_fsdp.py")
+    words = [recipe, "--nodes", "2", "--gpus", "8", "--gpu", "h100", "--mfu", "0.4", f"--runs-dir={tmp_path}"]
+    assert main([*words, "--plan"]) == 0
+    plan = capsys.readouterr().out.splitlines()
+    assert main([*words, "--dry-run", "--no-steps"]) == 0
+    output = capsys.readouterr()
+    assert "#SBATCH --gpus-per-node=8\n" in output.out
+    assert set(plan) <= set(output.err.splitlines())
 
 
 def test_a_plan_imports_no_torch():
@@ -284,3 +296,10 @@ def test_a_plan_imports_no_torch():
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True)
+
+
+def test_the_gpu_that_the_target_names_is_the_one_that_has_to_hold_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    words = [str(REPOSITORY / "recipes/llama_fsdp.py"), "--on", "slurm", "model.name=meta-llama/Llama-3.1-70B"]
+    assert main([*words, "slurm.gpu_type=h100", "--gpus", "8", "--dry-run", f"--runs-dir={tmp_path}"]) == 3
+    assert "and h100 has 79.0 GiB; use " in capsys.readouterr().err

@@ -33,6 +33,11 @@ def test_without_a_flag_it_is_this_machine_where_there_is_no_slurm():
     assert choose_target(None, 2, ["steps=3"], {}).backend.name == "local"
 
 
+def test_what_is_only_planned_for_several_nodes_is_for_slurm_wherever_it_is_planned():
+    assert choose_target(None, 2, ["steps=3"], {}, is_planned=True).backend.name == "slurm"
+    assert choose_target(None, 1, ["steps=3"], {}, is_planned=True).backend.name == "local"
+
+
 def test_where_there_is_no_slurm_a_run_for_it_is_refused_in_one_line_and_not_made(tmp_path, capsys):
     words = [str(REPOSITORY / TINY), "--on", "slurm", "--runs-dir", str(tmp_path / "runs")]
     for settings in ([], ["slurm.gpus=none"], ["slurm.gpus=none", "--seeds", "2"]):

@@ -411,7 +411,7 @@ FLAGS = [
         for flag, right in flags.items()
     ),
     *(case(["own.py", f"--name={name}"], "--name", "use up to 128 letters") for name in _NOT_NAMES),
-    case("own.py --nodes 2", "--nodes 2", "--on local", "use --gpus"),
+    case("own.py --nodes 2", "--nodes 2", "--on local", "use more --gpus"),
     case("own.py slurm.time=1", "slurm.time", "--on local", "give --on slurm"),
     case("own.py --on slurm slurm.tim=1", "slurm.tim", "did you mean slurm.time?"),
     case("own.py --on slurm slurm.time=1 slurm.time=2", "slurm.time", "1", "2", "twice"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from support.phases import Moment, Schedule, observe
 from support.runs_for_tests import digests, json_lines, launch, small_words, start
+from support.sharing import make_once
 
 from checkpoints.errors import CheckpointError
 from checkpoints.log import CommitLog
@@ -39,7 +40,6 @@ class Course:
 
     folder: Path
     schedule: Schedule
-    _references: dict[int, Path] = field(default_factory=dict)
 
     def words(self, ranks: int, **changed: object) -> list[str]:
         settings: dict[str, object] = {
@@ -55,12 +55,13 @@ class Course:
 
     def reference(self, ranks: int) -> Path:
         """The undisturbed run of this many ranks; made once."""
-        if ranks not in self._references:
-            run = self.folder / f"undisturbed-{ranks}"
+        run = self.folder / f"undisturbed-{ranks}"
+
+        def train() -> None:
             result = launch(*self.words(ranks), "--name", run.name, runs_dir=self.folder, timeout=600)
             assert result.returncode == 0, result.stderr
-            self._references[ranks] = run
-        return self._references[ranks]
+
+        return make_once(run, train)
 
 
 @dataclass

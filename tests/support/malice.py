@@ -131,6 +131,7 @@ CASES: dict[str, Callable[[RunFolder], object]] = {
     "the manifest is a FIFO": lambda f: f.special(f.manifest, os.mkfifo),
     "the manifest is endless": lambda f: f.link(f.manifest, Path("/dev/zero")),
     "the log entry is a symbolic link": lambda f: f.link(f.entry, f.outside / "victim"),
+    "the log entry is a FIFO": lambda f: f.special(f.entry, os.mkfifo),
     "the log entry is endless": lambda f: f.link(f.entry, Path("/dev/zero")),
     "the save is a symbolic link": lambda f: (shutil.move(f.save, f.outside / "save"), f.save.symlink_to(f.outside)),
     "the shard is a hole of a terabyte": lambda f: os.truncate(f.shard, 2**40),

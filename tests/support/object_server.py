@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 KEY, SECRET, BUCKET = "testkey", "testsecret", "checkpoints"
 START_SECONDS = 60.0
@@ -41,19 +42,21 @@ def object_server(folder: Path) -> Iterator[int]:
     (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
     s3, master, volume, filer = _free_ports(4)
     command = [
-        str(SERVER), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-s3", f"-s3.port={s3}",
-        f"-s3.config={folder / 'identities.json'}", f"-master.port={master}", f"-volume.port={volume}",
-        f"-filer.port={filer}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
-        "-volume.max=100", "-master.volumeSizeLimitMB=256", "-volume.minFreeSpace=1",
+        str(SERVER), f"-logdir={folder}", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-s3",
+        f"-s3.config={folder / 'identities.json'}", f"-s3.port={s3}", f"-master.port={master}",
+        f"-volume.port={volume}", f"-filer.port={filer}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-master.telemetry=false", "-volume.max=100", "-master.volumeSizeLimitMB=256", "-volume.minFreeSpace=1",
     ]  # fmt: skip
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        _wait_until_it_writes(s3, process)
-        yield s3
-    finally:
-        process.kill()  # asked to end, it takes half a minute
-        process.wait()
+    with TemporaryDirectory() as short:  # the paths of sockets must be
+        command += [f"-s3.localSocket={short}/s3", f"-filer.localSocket={short}/filer"]
+        with open(folder / "log", "wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            _wait_until_it_writes(s3, process)
+            yield s3
+        finally:
+            process.kill()  # asked to end, it takes half a minute
+            process.wait()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -17,9 +17,10 @@ from launcher.rehearsal.processes import Processes
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = (sys.executable, "-m", "launcher")
 TINY = "recipes/gpt_tiny.py"
+STEPS = 60
 # The tiny recipe, small enough to run many times.
 SMALL = (
-    "steps=60",
+    f"steps={STEPS}",
     "checkpoint.every=5",
     "schedule.warmup_steps=3",
     "evaluation.samples=0",
@@ -37,7 +38,7 @@ def small_words(ranks: int, **changed: object) -> list[str]:
 
 
 def launch(
-    *words: str, runs_dir: Path, timeout: float = 120, cwd: Path = REPOSITORY
+    *words: str, runs_dir: Path, timeout: float = 300, cwd: Path = REPOSITORY
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*LAUNCH, *words], cwd=cwd, env=environment(runs_dir), capture_output=True, text=True, timeout=timeout
@@ -99,7 +100,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = 180) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 300) -> Any:
     """The first true answer of `condition`. Fails with `what` when there is none in time."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -131,6 +132,17 @@ def status(run: Path) -> dict[str, Any]:
     return answer
 
 
+def finish(run: Path, ranks: int) -> None:
+    """Resume the run; it goes on to its end."""
+    result = launch("resume", run.name, "--gpus", str(ranks), runs_dir=run.parent)
+    assert result.returncode == 0, result.stderr
+
+
+def assert_same_ending(run: Path, reference: Path) -> None:
+    assert digests(run) == digests(reference)
+    assert steps_of(run) == steps_of(reference)
+
+
 def check_that_a_killed_rank_changes_nothing(words: list[str], runs_dir: Path) -> subprocess.CompletedProcess[str]:
     """Launch the words (2 ranks) twice, and kill a rank of the second run; the answer is the first launcher's."""
     whole = launch(*words, "--name", "whole", runs_dir=runs_dir)
@@ -138,7 +150,7 @@ def check_that_a_killed_rank_changes_nothing(words: list[str], runs_dir: Path) -
     launcher = start(*words, "--name", "killed", runs_dir=runs_dir)
     wait_for_step(runs_dir / "killed", 12)
     os.kill(Processes(launcher.pid).find()["rank"][1], signal.SIGKILL)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, errors
     events = json_lines(runs_dir / "killed/attempts/0001/events.jsonl")
     assert [event["event"] for event in events].count("restarted") == 1

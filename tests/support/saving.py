@@ -16,7 +16,7 @@ from checkpoints.restorer import Restored, restore
 from checkpoints.saver import Saver, SaveResult
 from checkpoints.store import Store
 
-SECONDS = 20.0
+SECONDS = 60.0  # until something counts as stuck, on a busy machine
 
 
 def owner(job: str = "this job") -> Owner:
@@ -75,10 +75,24 @@ def start(store: Store, keep: int = 2, log_seconds: float = 5, copies: Store | N
     channel = Channel(HashStore(), "attempt")
     state = state_of(-1)
     restored = restore(
-        store=store, channel=channel, claim=held, rank=0, world_size=1, state=state, copies=copies, deadline_seconds=5
+        store=store,
+        channel=channel,
+        claim=held,
+        rank=0,
+        world_size=1,
+        state=state,
+        copies=copies,
+        deadline_seconds=SECONDS,
     )
     saver = Saver(
-        store=store, channel=channel, claim=held, rank=0, world_size=1, keep=keep, copies=copies, deadline_seconds=5
+        store=store,
+        channel=channel,
+        claim=held,
+        rank=0,
+        world_size=1,
+        keep=keep,
+        copies=copies,
+        deadline_seconds=SECONDS,
     )
     saver.prepare(state)
     return Alone(store, held, saver, restored, state)

@@ -65,7 +65,7 @@ class Cluster:
             command, env=self.environment, capture_output=True, text=True, timeout=60, check=True
         ).stdout.strip()
 
-    def launch(self, *words: str, timeout: float = 120, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    def launch(self, *words: str, timeout: float = 300, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*LAUNCH, *words],
             cwd=cwd,
@@ -127,10 +127,10 @@ class SlurmRun(Disturbed):
     def step(self) -> int:
         return (steps_of(self.run) or [0])[-1]
 
-    def wait_for_step(self, step: int, timeout: float = 120) -> None:
+    def wait_for_step(self, step: int, timeout: float = 300) -> None:
         wait_for(lambda: self.step() >= step, f"step {step} of {self.name}:\n{self.told()}", timeout)
 
-    def wait_for_attempt(self, number: int, timeout: float = 120) -> None:
+    def wait_for_attempt(self, number: int, timeout: float = 300) -> None:
         """Until it takes steps."""
         wait_for(
             lambda: any(record["attempt"] == number for record in json_lines(self.run / "metrics.jsonl")),

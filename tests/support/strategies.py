@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from launcher.strategies import OFFLOAD, STRATEGIES
 
 PROGRAM = REPOSITORY / "tests/support/strategy_program.py"
 SECONDS, SECONDS_PER_JOB = 600, 20  # until ranks count as stuck, on a machine that is busy
-CUT = 6  # steps before the save
-REST = 6  # steps after the restore
+CUT = 5  # steps before the save
+REST = 5  # steps after the restore
 TOLERANCE = 1e-5  # of losses in fp32, relative
 
 Settings = dict[str, object]
@@ -33,13 +33,17 @@ Ranks = tuple[str, int]  # a name of SPREADS, and a world size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """`steps` optimizer steps, from the newest commit of the store `source` on if given; then a save to `target`."""
+    """`steps` optimizer steps, from the newest commit of the store `source` on if given.
+
+    After `saves_after` of them it saves to `target`, if given.
+    """
 
     name: str
     settings: dict[str, object]
     steps: int
     source: str | None = None
     target: str | None = None
+    saves_after: int = 0
     nodes: int = 1
 
 
@@ -77,21 +81,21 @@ class Exchange:
     folder: Path
     pairs: Sequence[tuple[Ranks, Ranks]]
 
-    def saves(self) -> Iterator[tuple[int, Job]]:
-        """Jobs from scratch, with their world sizes."""
-        for ranks in dict.fromkeys(saved for saved, _ in self.pairs):
-            yield ranks[1], Job(name=word(ranks), settings=SPREADS[ranks[0]], steps=CUT, target=self._store(ranks))
+    def from_scratch(self, steps: Mapping[Ranks, int]) -> Iterator[tuple[int, Job]]:
+        """Jobs named after their ranks, with their world sizes: of so many steps, and whoever saves for another."""
+        saving = dict.fromkeys(saved for saved, _ in self.pairs)
+        for ranks in {**steps, **saving}:
+            job = Job(name=word(ranks), settings=SPREADS[ranks[0]], steps=steps.get(ranks, CUT))
+            yield ranks[1], replace(job, target=self._store(ranks), saves_after=CUT) if ranks in saving else job
 
     def restores(self) -> Iterator[tuple[int, Job]]:
-        """Jobs for after those, with their world sizes: one that only saves what it has restored, one that trains."""
+        """Jobs for after those, with their world sizes: each saves what it has restored, then trains."""
         for saved, to in self.pairs:
             name, settings, source = self.name(saved, to), SPREADS[to[0]], self._store(saved)
-            copy = str(self.folder / name)
-            yield to[1], Job(name=f"{name} copied", settings=settings, steps=0, source=source, target=copy)
-            yield to[1], Job(name=name, settings=settings, steps=REST, source=source)
+            yield to[1], Job(name=name, settings=settings, steps=REST, source=source, target=str(self.folder / name))
 
     def name(self, saved: Ranks, to: Ranks) -> str:
-        """Of the job that trains."""
+        """Of the job that restores."""
         return f"{word(saved)} to {word(to)}"
 
     def unequal_tensors(self, saved: Ranks, to: Ranks) -> list[str]:

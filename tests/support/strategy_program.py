@@ -1,10 +1,11 @@
-"""A rank that does one job after the other: restore a checkpoint, train some steps, save; each under a strategy.
+"""A rank that does one job after the other: restore a checkpoint, train and save; each under a strategy.
 
 python strategy_program.py RANK PROCESSES FOLDER: reads FOLDER/phases.json; rank 0 writes FOLDER/results.json.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -69,15 +70,18 @@ def train(job: dict[str, Any], rank: int, world_size: int, board: dist.Store) ->
     batches = micro_batches(examples, plan, recipe.seed, step * plan.batch_size, rank, 0)
     losses: list[float] = []
     norms: list[float] = []
+    saved = step + job["saves_after"] if job["target"] else None
+    if saved == step:
+        _save(job, engine, step, rank, world_size, board)
     for number in range(step + 1, step + job["steps"] + 1):
         seed_step(recipe.seed, number, rank)
         lr = learning_rate(number, recipe.steps, recipe.optimizer.lr, recipe.schedule)
         result = engine.train_step(next(batches), lr=lr, wants_stop=False)
         losses.append(result.loss)
         norms.append(result.grad_norm)
+        if saved == number:
+            _save(job, engine, number, rank, world_size, board)
     trained_bytes = _peak_bytes()
-    if job["target"]:
-        _save(job, engine, step + job["steps"], rank, world_size, board)
     scale = None if engine.loss_scale is None else engine.loss_scale.factor
     sizes = {"ready_bytes": ready_bytes, "trained_bytes": trained_bytes}
     return {"losses": losses, "norms": norms, "loss_scale": scale, **sizes}
@@ -133,6 +137,7 @@ def main(rank: int, processes: int, folder: Path) -> None:
     phases = json.loads((folder / "phases.json").read_text())
     for strategy in {job["settings"].get("parallel.strategy", "ddp") for _, jobs in phases for job in jobs}:
         import_module(STRATEGIES[strategy].module)
+    gc.freeze()  # as in a run: DeepSpeed looks for garbage in each job, and in what was imported that takes long
     meeting = dist.FileStore(str(folder / "meeting"), processes)
     patience = PATIENCE * max(len(jobs) for _, jobs in phases)  # some ranks wait for all jobs of a phase
     if rank == 0:

@@ -13,7 +13,7 @@ from checkpoints.flat_shard import State
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.train.engines.own_time import OwnTime, make_own_time
-from launcher.train.engines.strategy import LossOf, named_state
+from launcher.train.engines.strategy import LossOf, named_state, square_norm
 from launcher.train.models import saved_buffers
 from launcher.train.optim import make_adamw
 
@@ -26,6 +26,7 @@ class DataParallel:
     ) -> None:
         self.model = model
         self.own_time = make_own_time(device)
+        self._device = device
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._buffers = {} if recipe.adapter else saved_buffers(model)
         self._optimizer = make_adamw(self._trainable, recipe.optimizer)
@@ -41,8 +42,10 @@ class DataParallel:
     def gradients(self) -> Mapping[str, torch.Tensor | None]:
         return {name: parameter.grad for name, parameter in self._trainable.items()}
 
-    def gradient_norm(self) -> float:
-        return float(torch.nn.utils.get_total_norm(self._present_gradients()))
+    def square_norm(self) -> torch.Tensor:
+        if dist.get_rank() > 0:  # each rank has the whole gradient
+            return torch.zeros((), dtype=torch.float64, device=self._device)
+        return square_norm(self._present_gradients(), self._device)
 
     def step(self, *, lr: float, scale: float) -> None:
         torch._foreach_mul_(self._present_gradients(), scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,17 @@ class StepResult:
     own_seconds: float | None = None
 
 
+class _Total(NamedTuple):
+    """Over all ranks; stops and saves are the numbers of ranks that want to."""
+
+    loss: float
+    targets: float
+    square_norm: float
+    tokens: float
+    stops: float
+    saves: float
+
+
 class Engine:
     """Computes the recipe's steps. `model` is what evaluation calls; `device` is where batches must be.
 
@@ -68,9 +79,9 @@ class Engine:
             sums = self._accumulate_gradients(micro_batches)
             if own_time is not None and dist.get_world_size() == 1:
                 own_time.mark()  # there is nobody to wait for
-            loss_sum, targets, tokens, stops, saves = self._add_up(sums, micro_batches, wants_stop, wants_save)
-            scale = 1 / (targets * self._loss_factor)
-            grad_norm = self._strategy.gradient_norm() * scale
+            total = self._add_up(sums, micro_batches, wants_stop, wants_save)
+            scale = 1 / (total.targets * self._loss_factor)
+            grad_norm = math.sqrt(total.square_norm) * scale
             if math.isfinite(grad_norm):
                 break
             self._handle_overflow(grad_norm, micro_batches)
@@ -81,12 +92,12 @@ class Engine:
         if self.loss_scale is not None:
             self.loss_scale.grow()
         return StepResult(
-            loss=loss_sum / targets,
-            targets=int(targets),
-            tokens=int(tokens),
+            loss=total.loss / total.targets,
+            targets=int(total.targets),
+            tokens=int(total.tokens),
             grad_norm=grad_norm,
-            should_stop=stops > 0,
-            should_save=saves > 0,
+            should_stop=total.stops > 0,
+            should_save=total.saves > 0,
             own_seconds=None if own_time is None else own_time.seconds(),
         )
 
@@ -129,24 +140,20 @@ class Engine:
             self._strategy.accumulate(loss_of, is_last=index == passes - 1)
         return sums
 
-    def _add_up(
-        self, sums: torch.Tensor, micro_batches: Sequence[Batch], wants_stop: bool, wants_save: bool
-    ) -> tuple[float, float, float, float, float]:
-        """(loss sum, targets, tokens, ranks that want to stop, ranks that want to save) of all ranks.
-
-        One collective carries them, and the veto of a rank whose loss is not finite.
-        """
+    def _add_up(self, sums: torch.Tensor, micro_batches: Sequence[Batch], wants_stop: bool, wants_save: bool) -> _Total:
+        """One collective carries all that the ranks tell each other in a step, and the veto of a rank whose loss is not
+        finite."""
         is_finite = bool(torch.isfinite(sums[0]))
         own = [count_tokens(micro_batches), wants_stop, wants_save, not is_finite]
-        votes = torch.cat([sums, sums.new_tensor(own)])
+        votes = torch.cat([sums, self._strategy.square_norm().view(1), sums.new_tensor(own)])
         if dist.get_world_size() > 1:
             dist.all_reduce(votes)
-        loss_sum, targets, tokens, stops, saves, vetoes = votes.tolist()
+        *total, vetoes = votes.tolist()
         if vetoes and is_finite:
             raise PeerFailed("the loss is not finite on another rank")
         if vetoes:
             raise NonFiniteLoss(f"the loss is {float(sums[0])}; {_samples(micro_batches)}")
-        return loss_sum, targets, tokens, stops, saves
+        return _Total(*total)
 
     def _handle_overflow(self, grad_norm: float, micro_batches: Sequence[Batch]) -> None:
         """Get ready to compute the step again with a smaller loss scale; without one that cannot help."""

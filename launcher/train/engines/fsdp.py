@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -22,7 +21,7 @@ from launcher.errors import UsageError
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.train.engines.own_time import OwnTime, make_own_time
-from launcher.train.engines.strategy import LossOf, named_state
+from launcher.train.engines.strategy import LossOf, named_state, square_norm
 from launcher.train.models import repeated_blocks, saved_buffers
 from launcher.train.optim import make_adamw
 from launcher.train.precision import COMPUTE_DTYPES
@@ -42,7 +41,7 @@ class FullySharded:
         self.model = model
         self.own_time: OwnTime | None = make_own_time(device) if plan.topology.ranks == 1 else None
         self._device = device
-        self._shard_group = mesh[_SHARD].get_group()
+        self._is_first_replica = mesh.ndim == 1 or mesh.get_local_rank(_REPLICATE) == 0
         self._buffers = {} if recipe.adapter else saved_buffers(model)
         self._parameters = {name: _as_dtensor(p) for name, p in model.named_parameters() if p.requires_grad}
         # The optimizer works on what this rank holds, as plain tensors: the same arithmetic as without sharding, and
@@ -61,11 +60,10 @@ class FullySharded:
     def gradients(self) -> Mapping[str, torch.Tensor | None]:
         return {name: _local_gradient(parameter) for name, parameter in self._parameters.items()}
 
-    def gradient_norm(self) -> float:
-        norm = torch.nn.utils.get_total_norm(self._present_gradients())
-        square = norm.to(self._device, torch.float64).square()
-        dist.all_reduce(square, group=self._shard_group)
-        return float(square.sqrt())
+    def square_norm(self) -> torch.Tensor:
+        if not self._is_first_replica:
+            return torch.zeros((), dtype=torch.float64, device=self._device)
+        return square_norm(self._present_gradients(), self._device)
 
     def step(self, *, lr: float, scale: float) -> None:
         torch._foreach_mul_(self._present_gradients(), scale)

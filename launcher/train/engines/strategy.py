@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -38,8 +38,8 @@ class Strategy(Protocol):
         """Of each trainable parameter, by canonical name, the part that this rank holds; None where none arrived."""
         ...
 
-    def gradient_norm(self) -> float:
-        """The norm of the whole gradient; the same on every rank."""
+    def square_norm(self) -> torch.Tensor:
+        """One number in float64: those of all ranks add up to the square of the norm of the whole gradient."""
         ...
 
     def step(self, *, lr: float, scale: float) -> None:
@@ -55,6 +55,11 @@ class Strategy(Protocol):
     def state_restored(self) -> None:
         """Called when something was written into the state, on all ranks: what was made from it has to be made anew."""
         ...
+
+
+def square_norm(gradients: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The square of the norm of these, in float64 on the device."""
+    return torch.nn.utils.get_total_norm(gradients).to(device, torch.float64).square()
 
 
 def named_state(parameters: State, buffers: Mapping[str, torch.Tensor], moments: Mapping[str, State]) -> State:

@@ -19,7 +19,7 @@ from checkpoints.flat_shard import FlatShard, State
 from launcher.plan import Plan
 from launcher.recipe import Recipe
 from launcher.train.engines.own_time import OwnTime, make_own_time
-from launcher.train.engines.strategy import LossOf, named_state
+from launcher.train.engines.strategy import LossOf, named_state, square_norm
 from launcher.train.failures import NonFiniteLoss
 from launcher.train.models import saved_buffers
 from launcher.train.optim import add_moments, new_adamw
@@ -85,10 +85,8 @@ class Zero:
         arrived = dict(self._partitions.gradients())
         return {name: arrived.get(parameter) for name, parameter in self._trainable.items()}
 
-    def gradient_norm(self) -> float:
-        square = torch.nn.utils.get_total_norm(self._gradients()).to(self._device, torch.float64).square()
-        dist.all_reduce(square)
-        return float(square.sqrt()) * self._ranks
+    def square_norm(self) -> torch.Tensor:
+        return square_norm(self._gradients(), self._device) * self._ranks**2
 
     def step(self, *, lr: float, scale: float) -> None:
         torch._foreach_mul_(self._gradients(), scale * self._ranks)  # DeepSpeed has taken the mean over ranks
