@@ -92,7 +92,7 @@ def _situation(job: Mapping[str, Any]) -> Situation:
 
 
 def _seconds(duration: object) -> float | None:
-    return float(duration) if isinstance(duration, int | float) and duration > 0 else None
+    return float(duration) if isinstance(duration, int | float) else None
 
 
 def _run(*command: str, seconds: float = _SECONDS) -> str:
