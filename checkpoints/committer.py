@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from checkpoints.channel import Channel
-from checkpoints.entry import Commit
+from checkpoints.entry import Commit, Entry
 from checkpoints.errors import (
     CheckpointError,
     CorruptCheckpoint,
@@ -37,13 +37,14 @@ from checkpoints.writer import Writer
 
 _MANIFEST = "MANIFEST.json"
 _MOST_MESSAGE_BYTES = 2**30
+_FAILED_UPLOADS = 3  # in a row: then the next save goes to the store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """What a rank reports: its durable file (None when it has nothing to save), or what went wrong.
 
-    host: on whose disk the file is, if it is not in the store.
+    host: on whose disk the file is, if it is not in the store. For people.
     """
 
     file: File | None = None
@@ -52,7 +53,7 @@ class Receipt:
     failure: str = ""
     is_unwritable: bool = False  # it went wrong because the storage is full or read-only
     verified: int = 0  # the commit whose file this rank has read back; 0 for none
-    damage: str = ""  # what was wrong with it
+    damage: str = ""  # what was wrong with it; also that it could not be read from a disk of a node
 
     def to_bytes(self) -> bytes:
         return encode({**asdict(self), "file": self.file and self.file.to_json()})
@@ -123,7 +124,7 @@ class Committer:
         self._size = size
         self._tensors = tensors
         self._read_back = Receipt()  # what the last `finish` found
-        self._was_aborted = False
+        self._needs_store = claim is not None and _is_base_on_disks_alone(claim.state)  # the next save; on rank 0
         self._manifest: File | None = None  # of the save under way, on rank 0
 
     def save(self, number: int, step: int, metadata: Mapping[str, Json], *, to_store: bool) -> Saved:
@@ -164,7 +165,7 @@ class Committer:
                 self._delete(self._copies, old_copies(keys, saved.copied, saved.over, commit.epoch, name))
         self._read_back = self._verify(saved)
         if self._uploads is not None and saved.is_uploaded:
-            self._uploads.begin(commit, saved.file)
+            self._uploads.begin(commit, saved.file, self._read_back.damage)
 
     def _verify(self, saved: Saved) -> Receipt:
         commit = saved.commit
@@ -178,8 +179,10 @@ class Committer:
             return Receipt(verified=commit.n)
         except CorruptCheckpoint as error:
             return Receipt(damage=one_line(f"commit {commit.n} (step {commit.step}): {error}"))
-        except StoreError:
-            return Receipt()  # nothing is known of it: it stays unverified
+        except StoreError as error:
+            if commit.is_stored:
+                return Receipt()  # nothing is known of it: it stays unverified
+            return Receipt(damage=one_line(f"commit {commit.n} (step {commit.step}): {error}"))
 
     def _store_of(self, *, is_local: bool) -> Store:
         return self._copies if is_local and self._copies is not None else self._store
@@ -202,8 +205,11 @@ class Committer:
         return place
 
     def _may_be_local(self, claim: Claim) -> bool:
-        """Never before a commit is in the store: so there always is one. And not when a disk may be the trouble."""
-        return self._copies is not None and not self._was_aborted and any(c.is_stored for c in claim.state.live)
+        """Never before a commit is in the store: so there always is one. And not when a disk, or the way to the store
+        from there, may be the trouble, until a commit is in the store again."""
+        if self._copies is None or self._needs_store or not any(commit.is_stored for commit in claim.state.live):
+            return False
+        return self._uploads is None or self._uploads.failures_in_a_row < _FAILED_UPLOADS
 
     def _write(self, place: _Place, deadline: float) -> Receipt:
         if self._size == 0:
@@ -224,6 +230,7 @@ class Committer:
         """The verdict for all ranks."""
         try:
             receipts = self._receipts(number, deadline)
+            self._needs_store |= any(receipt.damage for receipt in receipts)
             manifest = Manifest(
                 step=step,
                 world_size=self._world_size,
@@ -232,10 +239,12 @@ class Committer:
                 tensors=self._tensors,
             )
             commit = self._commit(claim, manifest, place, receipts)
+            if commit.is_stored:
+                self._trust_disks()
             return encode(
                 {
                     "kind": "committed",
-                    "commit": asdict(commit),
+                    "commit": commit.to_json(),
                     "damage": [receipt.damage for receipt in receipts if receipt.damage],
                     "is_uploaded": not commit.is_stored and self._uploads is not None and not self._uploads.running,
                     "copied": [commit.folder for commit in claim.state.live if commit.hosts],
@@ -274,13 +283,19 @@ class Committer:
             manifest_digest=manifest_digest(data),
             size=sum(file.size for file in manifest.files),
             verified=_verified(receipts),
-            hosts={receipt.host for receipt in receipts if receipt.host},
+            is_stored=not place.is_local,
+            hosts={receipt.host for receipt in receipts if receipt.file is not None} if place.is_local else (),
         )
+
+    def _trust_disks(self) -> None:
+        self._needs_store = False
+        if self._uploads is not None:
+            self._uploads.failures_in_a_row = 0
 
     def _obey(self, verdict: bytes, place: _Place, file: File | None) -> Saved:
         fields = Fields.parse("the verdict", verdict, _MOST_MESSAGE_BYTES)
         kind = fields.text("kind")
-        self._was_aborted = kind != "committed"
+        self._needs_store |= place.is_local and kind != "committed"
         if kind == "committed":
             commit = Commit.from_json(fields.inner("commit"))
             return Saved(
@@ -314,6 +329,10 @@ class Committer:
         if self._claim is not None:
             self._channel.forget(f"{number}/place")
             self._channel.forget(f"{number}/verdict")
+
+
+def _is_base_on_disks_alone(state: Entry) -> bool:
+    return any(commit.n == state.base and not commit.is_stored for commit in state.live)
 
 
 def _verified(receipts: list[Receipt]) -> set[int]:

@@ -35,7 +35,7 @@ class Kind(Enum):
 class Commit:
     """A checkpoint that exists. `n` is its position in the log: a higher one is newer, whatever its step.
 
-    hosts: on whose disks its files lie. is_stored: they lie in the store, too; if not, `hosts` have the only ones.
+    is_stored: its files lie in the store; if not, disks of nodes have the only ones. hosts: on whose disks copies lie.
     """
 
     n: int
@@ -67,9 +67,18 @@ class Commit:
             bytes=fields.integer("bytes"),
             is_pinned=fields.boolean("is_pinned"),
             is_verified=fields.boolean("is_verified"),
-            is_stored=fields.boolean("is_stored"),
-            hosts=fields.texts("hosts"),
+            is_stored="is_stored" not in fields or fields.boolean("is_stored"),
+            hosts=fields.texts("hosts") if "hosts" in fields else (),
         )
+
+    def to_json(self) -> dict[str, object]:
+        """Where nothing is kept on disks of nodes, an entry is as it was before that could be."""
+        values = asdict(self)
+        if self.is_stored:
+            del values["is_stored"]
+        if not self.hosts:
+            del values["hosts"]
+        return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +168,7 @@ class Entry:
             "commits": self.commits,
             "doubtful_epoch": self.doubtful_epoch,
             "is_done": self.is_done,
-            "live": [asdict(commit) for commit in self.live],
+            "live": [commit.to_json() for commit in self.live],
             "body": dict(self.body),
             "nonce": self.nonce,
             "written_at": self.written_at,

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 from checkpoints.entry import MOST_BYTES, Commit, Entry, Kind, entry_key
 from checkpoints.errors import (
@@ -80,6 +81,10 @@ class CommitLog:
             entries.append(entry)
         return entries, damage
 
+    def name(self) -> str:
+        """What tells this log from any other, also from one with the same URL: made from its first entry."""
+        return sha256(self.store.get(entry_key(1), 0, MOST_BYTES + 1)).hexdigest()[:32]
+
     def claim(
         self,
         owner: Owner,
@@ -88,12 +93,17 @@ class CommitLog:
         is_takeover: bool = False,
         is_alive: Callable[[Owner], bool] = owner_is_alive,
     ) -> Claim:
-        """Become the only one who may commit. Raises OwnerAlive when another job seems to be at work."""
+        """Become the only one who may commit.
+
+        Raises OwnerAlive when another job seems to be at work, and CorruptCheckpoint when damage hides every commit.
+        """
         for _ in self._tries():
             reading = self.find()
             before = None if reading.entry is None or reading.entry.is_done else reading.entry.owner
             if before is not None and before.job != owner.job and not is_takeover and is_alive(before):
                 raise OwnerAlive(str(before))
+            if reading.entry is not None and reading.damage and not reading.entry.live:
+                self._refuse_lost_commits(reading.damage)
             entry = _claim(reading, owner, body or {})
             if self.offer(entry):
                 return Claim(self, entry)
@@ -159,6 +169,12 @@ class CommitLog:
             time.sleep(_PAUSE_SECONDS)
             yield
 
+    def _refuse_lost_commits(self, damage: Collection[CorruptCheckpoint]) -> None:
+        """Raises CorruptCheckpoint when damaged entries alone may tell of what was saved: a run must not start over."""
+        if any(key.endswith("/MANIFEST.json") for key in self.store.list("data/")):
+            what = f"{len(damage)} entries are damaged, and those before tell of no commit; restore them from a copy"
+            raise CorruptCheckpoint("log/", what)
+
     def _get(self, n: int) -> Entry:
         try:
             return Entry.from_bytes(n, self.store.get(entry_key(n), 0, MOST_BYTES + 1))
@@ -189,9 +205,10 @@ class Claim:
         manifest_digest: str,
         size: int,
         verified: Collection[int] = (),
+        is_stored: bool = True,
         hosts: Collection[str] = (),
     ) -> Commit:
-        """Make a save exist: in the store, or on the disks of `hosts` where there are any.
+        """Make a save exist: in the store, or on the disks of `hosts` alone.
 
         `verified` are the commits that have been read back since the last call.
         """
@@ -199,7 +216,7 @@ class Claim:
         def change(entry: Entry) -> Entry:
             commit = Commit(
                 n=entry.n, step=step, epoch=self.epoch, folder=folder, manifest_digest=manifest_digest, bytes=size,
-                is_stored=not hosts, hosts=tuple(sorted(hosts)),
+                is_stored=is_stored, hosts=tuple(sorted(hosts)),
             )  # fmt: skip
             live = without_old_copies((*_mark(entry.live, verified, True), commit))
             return replace(entry, live=live, commits=entry.commits + commit.is_stored)
@@ -207,12 +224,13 @@ class Claim:
         return self._append(Kind.COMMIT, {}, change).live[-1]
 
     def stored(self, n: int) -> None:
-        """Record that the live commit `n` is in the store now, and was read back from there."""
+        """Record that the live commit `n` is in the store now, and was read back from there.
+
+        Whether it is verified is for the next commit to say: when all ranks have read back what they had on disks, too.
+        """
 
         def change(entry: Entry) -> Entry:
-            live = tuple(
-                replace(commit, is_stored=True, is_verified=True) if commit.n == n else commit for commit in entry.live
-            )
+            live = tuple(replace(commit, is_stored=True) if commit.n == n else commit for commit in entry.live)
             return replace(entry, live=live, commits=entry.commits + 1)
 
         self._append(Kind.STORED, {"commit": n}, change)

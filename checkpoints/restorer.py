@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch.distributed._shard._utils import narrow_tensor_by_index
@@ -109,7 +109,7 @@ class _Ballot:
         """The newest live commit that was not skipped, as rank 0 sees it; None when there is none."""
         key = f"restore/{len(skipped)}/candidate"
         if self._claim is not None:
-            commits = [asdict(commit) for commit in self._claim.state.live if commit.n not in skipped]
+            commits = [commit.to_json() for commit in self._claim.state.live if commit.n not in skipped]
             self._channel.post(key, encode({"commits": commits[-1:]}))
         said = self._channel.wait(key, 0, self._deadline_seconds)
         found = Fields.parse("the candidate", said, _MOST_MESSAGE_BYTES).objects("commits")

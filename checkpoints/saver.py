@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import torch
@@ -19,9 +20,9 @@ from checkpoints.arena import Arena
 from checkpoints.channel import Channel
 from checkpoints.committer import Committer, Saved
 from checkpoints.entry import Commit
-from checkpoints.errors import SaveAborted, StateMismatch
+from checkpoints.errors import SaveAborted, StateMismatch, StoreError
 from checkpoints.flat_shard import State, part_of
-from checkpoints.layout import Piece, place, tensors
+from checkpoints.layout import Piece, file_name, place, tensors
 from checkpoints.log import Claim
 from checkpoints.manifest import ITEM_BYTES, PAGE_BYTES, Tensor
 from checkpoints.store import Store
@@ -216,6 +217,23 @@ class Saver:
         self._arena.close()
         if not self._is_failure_told:
             self._raise_failure()
+
+    def wait_for_upload(self, seconds: float) -> None:
+        """Until no commit is being copied to the store any more, or that many seconds have passed."""
+        if self._uploads is not None:
+            self._uploads.wait(seconds)
+
+    def delete_copies(self) -> None:
+        """On the disk of this rank's node: its own, and those of ranks that are no more. To be called after `close`.
+
+        The run has ended: what it leaves is in the store.
+        """
+        others = tuple(f"/{file_name(rank)}" for rank in range(self._world_size) if rank != self._rank)
+        if self._copies is not None:
+            with suppress(StoreError):
+                for key in self._copies.list("data/"):
+                    if not key.endswith(others):
+                        self._copies.delete(key)
 
     def _share_out(self, held: list[Piece]) -> tuple[list[Piece], tuple[Tensor, ...]]:
         """The pieces that this rank saves, of those that it holds; and, on rank 0, where all tensors will lie."""

@@ -6,7 +6,6 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 from enum import Enum
-from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -83,10 +82,16 @@ def open_store(url: str) -> Store:
     raise StoreError("open", ascii(url), "not supported; use a path, s3://bucket/prefix, gs://... or az://...")
 
 
-def open_copies(folder: str, store: Store) -> Store:
-    """The store in a folder of this machine's disk that keeps copies of what is in `store`, and of nothing else."""
-    name = re.sub(r"[^A-Za-z0-9]+", "-", store.url).strip("-")[-40:]
-    return open_store(str(Path(folder) / f"{name}-{sha256(store.url.encode()).hexdigest()[:8]}"))
+def open_copies(folder: str, log_name: str) -> Store:
+    """The store in a folder of this machine's disk that keeps copies of the commits in that log, and of nothing else.
+
+    Raises StoreError when nothing can be written there.
+    """
+    store = open_store(str(Path(folder) / log_name))
+    key = f"probe-{uuid.uuid4().hex}"
+    store.put(key, [memoryview(b"probe")])
+    store.delete(key)
+    return store
 
 
 def probe(store: Store) -> None:

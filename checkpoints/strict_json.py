@@ -51,6 +51,9 @@ class Fields:
     def bad(self, name: str, what: str) -> CorruptCheckpoint:
         return CorruptCheckpoint(self.where, f"{name} {what}")
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
     def value(self, name: str) -> object:
         if name not in self._values:
             raise self.bad(name, "is missing")

@@ -102,9 +102,15 @@ def _state_of_run(attempt: dict[str, Any] | None, job: _JobState | None) -> tupl
 
 
 def commit_count(run: Run) -> int:
-    """Commits of this run so far, retired ones included; the log is short to read: its newest entry says it."""
+    """Commits of this run that have reached the store, retired ones included: the log's newest entry says it."""
     entry = CommitLog(open_store(run.checkpoints)).read()
     return 0 if entry is None else entry.commits
+
+
+def newest_commit(run: Run) -> int:
+    """The `n` of the newest commit, in the store or on disks of nodes alone; 0 without one. It grows with each."""
+    entry = CommitLog(open_store(run.checkpoints)).read()
+    return entry.live[-1].n if entry is not None and entry.live else 0
 
 
 def commits_as_json(commits: Iterable[Commit]) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def train(session: Session) -> Outcome:
     _report_uploads(session)
     if progress.step < recipe.steps or session.was_late:
         return _stopped(session)
-    if session.committed_step < progress.step:
+    if session.stored_step < progress.step:
         raise RunFailed(f"the checkpoint of the last step {progress.step} could not be written; mend that and resume")
     if not _evaluate(session):
         return _stopped(session)
@@ -122,12 +122,16 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _stopped(session: Session) -> Outcome:
-    """Preempted, at the step of the newest commit: that is where the run will go on."""
+    """Preempted, at the step of the newest commit that outlives the machines: that far the run cannot fall back."""
     is_early = session.progress.step == session.recipe.stop_after
     cause = session.notice.reason() or (STOP_AFTER if is_early else "another node was asked to stop")
+    if session.was_late:  # but what is on a disk alone may still get to the store
+        with session.pulse.during(Phase.SAVING):
+            session.saver.wait_for_upload(min(SAVE_DEADLINE_SECONDS, max(0.0, session.grace.left())))
+        _report_uploads(session)
     session.close(is_finished=False)
     is_out_of_time = session.grace.is_out_of_time()
-    step = session.committed_step
+    step = session.kept_step()
     return Outcome(state="PREEMPTED", cause=cause, exit_code=PREEMPTED_CODE, step=step, is_out_of_time=is_out_of_time)
 
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from checkpoints.channel import Channel
+from checkpoints.errors import StoreError
 from checkpoints.log import Claim, CommitLog
 from checkpoints.owner import Owner
 from checkpoints.restorer import Restored, restore
@@ -26,6 +27,7 @@ from cluster.preemption import Notice
 from cluster.topology import Topology
 from launcher import loading
 from launcher.drift import check, compare_identities
+from launcher.errors import UsageError
 from launcher.places import is_object
 from launcher.plan import Plan, batch_size
 from launcher.recipe import Recipe
@@ -83,7 +85,7 @@ class Session:
     held_out: Sequence[Example]
     events: Events
     progress: Progress = field(default_factory=Progress)
-    committed_step: int = 0
+    stored_step: int = 0  # of the newest commit that was saved to the store, or that the run goes on from
     is_only_local: bool = False  # the commit that the run goes on from, and none was saved since
     longest_save_seconds: float = 0.0
     longest_step_seconds: float = 0.0
@@ -128,8 +130,8 @@ class Session:
 
     def save_ended(self, step: int, seconds: float, *, is_stored: bool) -> None:
         """A checkpoint was committed so long after its save had begun: to the store, or to the disk of each node."""
-        self.committed_step = step
         if is_stored:  # as the last one has to be
+            self.stored_step = step
             self.longest_save_seconds = max(self.longest_save_seconds, seconds)
         if self.schedule is not None:
             self.schedule.save_ended(seconds)
@@ -193,6 +195,14 @@ class Session:
         usual = max(SLOW_SAVE_SECONDS, SLOW_SAVE_FACTOR * self.longest_save_seconds)
         return 0.0 if running is None else max(0.0, usual - running.seconds)
 
+    def kept_step(self) -> int:
+        """Of the newest commit in the store that the run can go on from; 0 where there is none. Rank 0 knows it."""
+        if self.claim is None:
+            return self.stored_step
+        state = self.claim.state
+        kept = [c.step for c in state.live if c.is_stored and (c.epoch == state.epoch or c.n <= (state.base or 0))]
+        return kept[-1] if kept else 0
+
     def close(self, *, is_finished: bool) -> None:
         """Wait until everything is on disk. Raises Fenced when the run was taken over meanwhile."""
         with self.pulse.during(Phase.SAVING):
@@ -201,6 +211,8 @@ class Session:
                 self.metrics.flush()
             if self.claim is not None and is_finished:
                 self.claim.done()
+            if is_finished:
+                self.saver.delete_copies()
 
 
 def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: Notice, pulse: Pulse) -> Session:
@@ -213,13 +225,12 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     precision = settle_precision(record["precision"], device)
     rank = dist.get_rank()
     store = open_store(run.checkpoints)
-    local_folder = recipe.checkpoint.local_folder
-    copies = None if local_folder is None else open_copies(local_folder, store)
     claim = _claim(store, run, attempt, agent=agent, is_takeover=record["takeover"]) if rank == 0 else None
+    channel = _open_channel(f"{attempt.number}/{restart}")
+    copies = _open_copies(recipe.checkpoint.local_folder, store, channel, is_first=rank == 0)
     model = load_model(recipe, device, precision, restores=any_rank(_has_commit(claim), device))
     trainable, total = model.count()  # now: sharding loses how much the bytes of 4-bit weights stand for
     engine = make_engine(recipe, plan, model.module, device, precision)
-    channel = _open_channel(f"{attempt.number}/{restart}")
     saver = Saver(
         store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks,
         keep=recipe.checkpoint.keep, copies=copies, deadline_seconds=SAVE_DEADLINE_SECONDS,
@@ -312,11 +323,28 @@ def _longest_save_seconds(run: Run) -> float:
 
 
 def _is_save_to_store(event: dict[str, Any]) -> bool:
-    return event.get("event") == "committed" and not event.get("hosts")
+    return event.get("event") == "committed" and "hosts" not in event
 
 
 def _has_commit(claim: Claim | None) -> bool:
     return claim is not None and bool(claim.state.live)
+
+
+def _open_copies(folder: str | None, store: Store, channel: Channel, *, is_first: bool) -> Store | None:
+    """Where this node's disk keeps copies, by the name that the first rank reads in the log; None without a folder.
+
+    Raises UsageError when nothing can be written there.
+    """
+    if folder is None:
+        return None
+    if is_first:
+        channel.post("log", CommitLog(store).name().encode())
+    name = channel.wait("log", 0, SAVE_DEADLINE_SECONDS).decode()
+    try:
+        return open_copies(folder, name)
+    except StoreError as error:
+        remedy = "use a folder of a disk that every node has"
+        raise UsageError(f"checkpoint.local_folder={folder} cannot be written ({error.reason}); {remedy}") from error
 
 
 def _open_channel(prefix: str) -> Channel:
@@ -352,9 +380,10 @@ def _take_up(session: Session, restored: Restored, allowed: list[str]) -> None:
             session.report("skipped", commit=commit, reason=reason)
         session.report("resumed", step=step, commit=restored.commit.n)
         session.progress.digest = int(samples.text("digest", most=16), 16)
-    session.progress.step = session.committed_step = step
+    session.progress.step = step
     session.progress.samples = samples.integer("count")
     session.is_only_local = not restored.commit.is_stored
+    session.stored_step = 0 if session.is_only_local else step
     if session.engine.loss_scale is not None and "loss_scale" in restored.metadata:  # another precision has none
         saved = metadata.inner("loss_scale")
         session.engine.loss_scale = LossScale(factor=saved.number("factor"), good_steps=saved.integer("good_steps"))

@@ -38,6 +38,29 @@ class NoUploads(FaultyStore):
         super().put(key, blocks)
 
 
+class FailingUploads(FaultyStore):
+    """A store that takes saves, and nothing of what is on the disk."""
+
+    def __init__(self, disk: MemoryStore) -> None:
+        super().__init__(MemoryStore())
+        self.disk = disk
+
+    def put(self, key: str, blocks: Iterable[memoryview]) -> None:
+        if key in self.disk.list("data/"):
+            raise StoreError("put", key, "the network is gone")
+        super().put(key, blocks)
+
+
+class Damaging(FaultyStore):
+    """Keeps something else than it is given under keys with that end, from the time on that it is set."""
+
+    end = "nothing"
+
+    def put(self, key: str, blocks: Iterable[memoryview]) -> None:
+        data = b"".join(blocks)
+        super().put(key, [memoryview(flip(data) if key.endswith(self.end) else data)])
+
+
 class CountedReads(FaultyStore):
     """Remembers the files of ranks that were read."""
 
@@ -72,7 +95,7 @@ def test_a_commit_is_on_the_disk_first_and_then_in_the_store_and_the_log_says_bo
     assert kinds == [Kind.CLAIM, Kind.COMMIT, Kind.COMMIT, Kind.STORED]
     before, after = entries[2].live[-1], entries[3].live[-1]
     assert (before.hosts, before.is_stored, before.is_verified) == ((host_name(),), False, False)
-    assert (after.hosts, after.is_stored, after.is_verified) == ((host_name(),), True, True)
+    assert (after.hosts, after.is_stored, after.is_verified) == ((host_name(),), True, False)
     assert [entry.commits for entry in entries] == [0, 1, 1, 2]
     verify(store, after)
 
@@ -85,6 +108,9 @@ def test_the_first_commit_and_one_that_must_not_be_lost_go_to_the_store() -> Non
     assert (first.is_stored, first.hosts, second.is_stored) == (True, (), False)
     result = alone.save(3, to_store=True)
     assert "the network is gone" in str(result.abort)
+    third = alone.save(4).commit
+    assert third is not None
+    assert not third.is_stored  # that the store has failed is no reason not to trust the disk
     alone.close()
 
 
@@ -153,18 +179,97 @@ def test_a_damaged_copy_of_what_is_not_stored_is_passed_over() -> None:
 
 
 def test_commits_on_disks_alone_retire_none_in_the_store_and_do_not_pile_up() -> None:
-    bucket, copies = NoUploads(MemoryStore()), MemoryStore()
+    copies = MemoryStore()
+    bucket = FailingUploads(copies)
     alone = start(bucket, 1, copies=copies)
     most = 0
-    for step in range(1, 9):
+    for step in range(1, 5):
         assert alone.save(step).commit is not None
         most = max(most, len(folders(copies)))
     alone.close()
-    assert [(commit.step, commit.is_stored) for commit in live(bucket)] == [(1, True), (7, False), (8, False)]
+    assert [(commit.step, commit.is_stored) for commit in live(bucket)] == [(1, True), (3, False), (4, False)]
     assert most <= LOCAL_COPIES + 2
     failures = [upload.failure for upload in alone.saver.poll_uploads()]
-    assert len(failures) == 7
+    assert len(failures) == 3
     assert "the network is gone" in failures[0]
+
+
+def where_saves_go(alone: Alone, steps: range) -> list[str]:
+    results = [alone.save(step).commit for step in steps]
+    return ["aborted" if commit is None else "store" if commit.is_stored else "disk" for commit in results]
+
+
+def test_when_copies_keep_failing_the_next_save_goes_to_the_store() -> None:
+    copies = MemoryStore()
+    alone = start(FailingUploads(copies), copies=copies)
+    assert where_saves_go(alone, range(1, 10)) == ["store", *["disk"] * 3, "store", *["disk"] * 3, "store"]
+    alone.close()
+
+
+def test_when_a_disk_keeps_something_else_than_it_was_given_saves_go_to_the_store() -> None:
+    copies = Damaging(MemoryStore())
+    copies.end = ".bin"
+    alone = start(MemoryStore(), 1, copies=copies)
+    assert where_saves_go(alone, range(1, 8)) == ["store", *["disk", "disk", "store"] * 2]
+    alone.close()
+    assert [commit.step for commit in live(alone.store) if commit.is_stored] == [4, 7]
+    uploads = alone.saver.poll_uploads()
+    assert all("has the wrong digest" in upload.failure for upload in uploads)
+
+
+def test_when_what_is_in_the_store_is_damaged_a_later_save_goes_there() -> None:
+    bucket = Damaging(MemoryStore())
+    bucket.end = ".bin"
+    alone = start(bucket, copies=MemoryStore())
+    assert where_saves_go(alone, range(1, 2)) == ["store"]
+    bucket.end = "nothing"
+    assert where_saves_go(alone, range(2, 5)) == ["disk", "store", "disk"]
+    alone.close()
+
+
+def test_what_has_a_damaged_manifest_is_not_said_to_be_in_the_store_and_nothing_goes_for_it() -> None:
+    bucket = Damaging(MemoryStore())
+    alone = start(bucket, 1, copies=MemoryStore())
+    assert where_saves_go(alone, range(1, 2)) == ["store"]
+    bucket.end = "MANIFEST.json"
+    assert where_saves_go(alone, range(2, 4)) == ["disk", "disk"]
+    alone.close()
+    assert [upload.failure != "" for upload in alone.saver.poll_uploads()] == [True, True]
+    elsewhere = start(bucket, 1, copies=MemoryStore())
+    assert elsewhere.restored is not None
+    assert elsewhere.restored.commit.step == 1
+    elsewhere.close()
+
+
+def test_the_first_save_after_a_start_from_a_disk_alone_goes_to_the_store() -> None:
+    copies = MemoryStore()
+    bucket = FailingUploads(copies)
+    saved(bucket, copies, range(1, 3))
+    again = start(bucket, copies=copies)
+    assert again.restored is not None
+    assert not again.restored.commit.is_stored
+    assert where_saves_go(again, range(3, 5)) == ["store", "disk"]
+    again.close()
+
+
+def test_a_run_that_has_ended_leaves_nothing_on_the_disk() -> None:
+    copies = MemoryStore()
+    copies.put("data/1-1-ab/rank-00007.bin", [memoryview(b"of a rank that is no more")])
+    alone = start(MemoryStore(), copies=copies)
+    where_saves_go(alone, range(1, 5))
+    alone.save(5, to_store=True)
+    alone.close()
+    assert copies.list("data/")
+    alone.saver.delete_copies()
+    assert not copies.list("data/")
+
+
+def test_a_folder_for_copies_that_cannot_be_written_is_found_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError):
+        open_copies(str(tmp_path / "file"), "log")
+    open_copies(str(tmp_path / "disk"), "log")
+    assert not list((tmp_path / "disk/log").iterdir())
 
 
 def test_the_disk_keeps_the_newest_copies_alone_and_the_log_says_so() -> None:
@@ -233,7 +338,8 @@ def two_hosts(bucket: FaultyStore, disks: list[MemoryStore], steps: range) -> li
 
 
 def test_ranks_that_need_what_the_disk_of_another_host_has_agree_on_what_the_store_has() -> None:
-    bucket, disks = NoUploads(MemoryStore()), [MemoryStore(), MemoryStore()]
+    disks = [MemoryStore(), MemoryStore()]
+    bucket = FaultyStore(MemoryStore())
     two_hosts(bucket, disks, range(1, 2))
     bucket = NoUploads(bucket.inner)  # takes no more from here on
     two_hosts(bucket, disks, range(2, 4))
@@ -249,7 +355,7 @@ def test_ranks_that_need_what_the_disk_of_another_host_has_agree_on_what_the_sto
 def real(tmp_path: Path) -> Iterator[Alone]:
     """A rank with real writer processes, and two commits."""
     store = PosixStore(tmp_path / "store")
-    alone = start(store, copies=open_copies(str(tmp_path / "disk"), store))
+    alone = start(store, copies=open_copies(str(tmp_path / "disk"), "log"))
     alone.save(1)
     yield alone
     alone.close()
@@ -301,4 +407,4 @@ def test_a_save_to_the_store_ends_a_copy_that_is_under_way(real: Alone) -> None:
     wait_for(lambda: not uploads.running)
     (upload,) = real.saver.poll_uploads()
     assert upload.commit.step == 2
-    assert "the writer process did not answer" in upload.failure
+    assert upload.failure == "it was ended for a save that goes to the store"

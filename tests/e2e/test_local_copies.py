@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -74,6 +75,8 @@ def test_a_killed_rank_goes_on_from_the_disk_and_a_lost_machine_from_the_bucket(
     launcher = start(*words, f"checkpoint.local_folder={disk}", "--name", "lost", runs_dir=tmp_path)
 
     wait_for(lambda: told(run, "committed"), "a commit")
+    formats = [json.loads((tmp_path / name / "run.json").read_text())["format"] for name in ("whole", "lost")]
+    assert formats == [1, 2]  # who does not know of copies on disks refuses such a run
     network.is_fast.clear()
     wait_for(lambda: len(on_disk_after(run, 0)) > 2, "commits on the disk")
     network.reads.clear()

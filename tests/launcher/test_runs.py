@@ -51,7 +51,7 @@ def test_an_unknown_run_names_the_nearest_one(tmp_path):
 
 def test_a_folder_of_another_format_is_refused(tmp_path):
     write_json(tmp_path / "run.json", {"format": 99})
-    with pytest.raises(UsageError, match="has format 99; this launcher reads format 1"):
+    with pytest.raises(UsageError, match="has format 99; this launcher reads formats 1 and 2"):
         Run(tmp_path).record()
 
 

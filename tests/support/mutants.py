@@ -222,11 +222,11 @@ def stored_before_it_is() -> Patch:
     """A copy is said to be in the store when it is about to be made."""
     begin = Uploads.begin
 
-    def early(self: Uploads, commit: Commit, file: manifest.File | None) -> None:
+    def early(self: Uploads, commit: Commit, file: manifest.File | None, trouble: str) -> None:
         if self._claim is not None:
             self._claim.stored(commit.n)
         with patch.object(Claim, "stored", lambda self, n: None):
-            begin(self, commit, file)
+            begin(self, commit, file, trouble)
 
     return patch.object(Uploads, "begin", early)
 
