@@ -34,6 +34,12 @@ def retirable(state: Entry, keep: int, uploading: int = 0) -> tuple[Commit, ...]
     return tuple(commit for commit in state.live if commit.n not in stays and not commit.is_pinned and may_go(commit))
 
 
+def newest_stored(state: Entry) -> Commit | None:
+    """The commit that outlives the machines. Of epochs before, those that are newer than the base were passed over."""
+    stored = [c for c in state.live if c.is_stored and (c.epoch == state.epoch or c.n <= (state.base or 0))]
+    return stored[-1] if stored else None
+
+
 def without_old_copies(live: tuple[Commit, ...]) -> tuple[Commit, ...]:
     """Commits that are in the store have copies on disks of nodes only while they are the newest that have."""
     newest = [commit.n for commit in live if commit.hosts][-LOCAL_COPIES:]

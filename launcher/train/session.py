@@ -16,12 +16,13 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from checkpoints.channel import Channel
-from checkpoints.errors import StoreError
+from checkpoints.errors import StoreError, StoreFull
 from checkpoints.log import Claim, CommitLog
 from checkpoints.owner import Owner
+from checkpoints.policy import newest_stored
 from checkpoints.restorer import Restored, restore
 from checkpoints.saver import Saver
-from checkpoints.store import Store, open_copies, open_store, probe
+from checkpoints.store import Store, open_copies, open_store, probe, probe_writing
 from checkpoints.strict_json import Fields
 from cluster.preemption import Notice
 from cluster.topology import Topology
@@ -196,12 +197,9 @@ class Session:
         return 0.0 if running is None else max(0.0, usual - running.seconds)
 
     def kept_step(self) -> int:
-        """Of the newest commit in the store that the run can go on from; 0 where there is none. Rank 0 knows it."""
-        if self.claim is None:
-            return self.stored_step
-        state = self.claim.state
-        kept = [c.step for c in state.live if c.is_stored and (c.epoch == state.epoch or c.n <= (state.base or 0))]
-        return kept[-1] if kept else 0
+        """How far the run cannot fall back, whatever machine is lost; 0 for nowhere. Rank 0 knows of copies, too."""
+        kept = newest_stored(self.claim.state) if self.claim is not None else None
+        return self.stored_step if kept is None else kept.step
 
     def close(self, *, is_finished: bool) -> None:
         """Wait until everything is on disk. Raises Fenced when the run was taken over meanwhile."""
@@ -227,7 +225,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     store = open_store(run.checkpoints)
     claim = _claim(store, run, attempt, agent=agent, is_takeover=record["takeover"]) if rank == 0 else None
     channel = _open_channel(f"{attempt.number}/{restart}")
-    copies = _open_copies(recipe.checkpoint.local_folder, store, channel, is_first=rank == 0)
+    copies = _open_copies(recipe.checkpoint.local_folder, store, channel, is_first=rank == 0, restart=restart)
     model = load_model(recipe, device, precision, restores=any_rank(_has_commit(claim), device))
     trainable, total = model.count()  # now: sharding loses how much the bytes of 4-bit weights stand for
     engine = make_engine(recipe, plan, model.module, device, precision)
@@ -330,21 +328,25 @@ def _has_commit(claim: Claim | None) -> bool:
     return claim is not None and bool(claim.state.live)
 
 
-def _open_copies(folder: str | None, store: Store, channel: Channel, *, is_first: bool) -> Store | None:
+def _open_copies(folder: str | None, store: Store, channel: Channel, *, is_first: bool, restart: int) -> Store | None:
     """Where this node's disk keeps copies, by the name that the first rank reads in the log; None without a folder.
 
-    Raises UsageError when nothing can be written there.
+    Raises UsageError when an attempt begins and nothing can be written there. Later, saves go to the store then.
     """
     if folder is None:
         return None
     if is_first:
         channel.post("log", CommitLog(store).name().encode())
     name = channel.wait("log", 0, SAVE_DEADLINE_SECONDS).decode()
+    copies = open_copies(folder, name)
     try:
-        return open_copies(folder, name)
+        if restart == 0:
+            probe_writing(copies)
     except StoreError as error:
-        remedy = "use a folder of a disk that every node has"
-        raise UsageError(f"checkpoint.local_folder={folder} cannot be written ({error.reason}); {remedy}") from error
+        if not isinstance(error, StoreFull):  # there may be room again when a save comes
+            what = f"checkpoint.local_folder={folder} cannot be written ({error.reason})"
+            raise UsageError(f"{what}; use a folder of the machine's own disk") from error
+    return copies
 
 
 def _open_channel(prefix: str) -> Channel:

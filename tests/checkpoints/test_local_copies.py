@@ -264,14 +264,6 @@ def test_a_run_that_has_ended_leaves_nothing_on_the_disk() -> None:
     assert not copies.list("data/")
 
 
-def test_a_folder_for_copies_that_cannot_be_written_is_found_at_once(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError):
-        open_copies(str(tmp_path / "file"), "log")
-    open_copies(str(tmp_path / "disk"), "log")
-    assert not list((tmp_path / "disk/log").iterdir())
-
-
 def test_the_disk_keeps_the_newest_copies_alone_and_the_log_says_so() -> None:
     bucket, copies = MemoryStore(), MemoryStore()
     alone = saved(bucket, copies, range(1, 9), keep=4)

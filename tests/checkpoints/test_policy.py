@@ -9,7 +9,7 @@ from support.saving import claim
 
 from checkpoints.entry import Commit, Entry
 from checkpoints.memory_store import MemoryStore
-from checkpoints.policy import deletion_order, old_copies, orphans, retirable, without_old_copies
+from checkpoints.policy import deletion_order, newest_stored, old_copies, orphans, retirable, without_old_copies
 
 CLAIM = claim(MemoryStore()).state
 
@@ -148,3 +148,15 @@ def test_saves_that_a_damaged_entry_may_have_told_of_are_never_orphans() -> None
 
 def test_the_manifest_is_deleted_first() -> None:
     assert deletion_order(["data/a/A.bin", "data/a/MANIFEST.json", "data/a/rank.bin"])[0] == "data/a/MANIFEST.json"
+
+
+def test_a_run_that_lost_its_machines_would_go_on_from_what_is_stored_and_was_not_passed_over() -> None:
+    def newest(*live: Commit, base: int | None = None) -> int | None:
+        found = newest_stored(a_state(*live, base=base))
+        return found and found.n
+
+    assert newest(on_disk(1)) is None
+    assert newest(a_commit(1), on_disk(2)) == 1
+    assert newest(a_commit(1, epoch=1), a_commit(2, epoch=1), a_commit(3, epoch=1), base=2) == 2
+    assert newest(a_commit(1, epoch=1), on_disk(2, epoch=1), base=2) == 1
+    assert newest(a_commit(1, epoch=1), a_commit(2, epoch=1), a_commit(3), base=1) == 3

@@ -110,6 +110,7 @@ def test_a_killed_rank_goes_on_from_the_disk_and_a_lost_machine_from_the_bucket(
     assert network.reads != []
     assert digests(run) == digests(tmp_path / "whole")
     assert steps_of(run) == list(range(1, STEPS + 1))
+    assert not list(disk.rglob("*.bin"))  # a run that has ended leaves none
 
 
 def test_a_run_that_is_stopped_leaves_its_last_checkpoint_in_the_bucket(tmp_path: Path, network: Network) -> None:
