@@ -323,6 +323,11 @@ class Run:
         record = read_json(self.folder / "run.json", {"checkpoints": str}) or {}
         return str(record.get("checkpoints", self.folder / "checkpoints"))
 
+    def format_with(self, *, copies: bool) -> int:
+        """The format from now on. A run that has had copies on disks of nodes stays one that has."""
+        before = read_json(self.folder / "run.json") or {}
+        return COPIES_FORMAT if copies or before.get("format") == COPIES_FORMAT else FORMAT
+
     def record(self) -> dict[str, Any]:
         path = self.folder / "run.json"
         record = read_json(path, _RUN_TYPES)

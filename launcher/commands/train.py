@@ -37,7 +37,7 @@ from launcher.overrides import flatten
 from launcher.places import is_object, remedy_for, word_for
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
-from launcher.runs import COPIES_FORMAT, FORMAT, PREEMPTED_CODE, STOP_AFTER, Attempt, Outcome, Run, write_json
+from launcher.runs import PREEMPTED_CODE, STOP_AFTER, Attempt, Outcome, Run, write_json
 from launcher.supervise import Start, start_attempts, supervise
 from launcher.terminal import answer, say
 from launcher.watch import make_display
@@ -214,7 +214,7 @@ def record_of(work: Work) -> dict[str, object]:
     """What a run's run.json says."""
     resolved, group = work.resolved, work.group
     record: dict[str, object] = {
-        "format": COPIES_FORMAT if _may_have_copies(work) else FORMAT,
+        "format": work.run.format_with(copies=resolved.recipe.checkpoint.local_folder is not None),
         "run": work.run.name,
         "recipe": resolved.source,
         "steps": resolved.recipe.steps,
@@ -224,12 +224,6 @@ def record_of(work: Work) -> dict[str, object]:
     if work.checkpoints is not None:
         record["checkpoints"] = work.checkpoints
     return record
-
-
-def _may_have_copies(work: Work) -> bool:
-    """Whether the run keeps checkpoints on disks of nodes, or has done so."""
-    had = work.exists and work.run.record()["format"] == COPIES_FORMAT
-    return had or work.resolved.recipe.checkpoint.local_folder is not None
 
 
 def _has_batch_job_ended(run: Run, attempt: Attempt, *, is_takeover: bool) -> bool:

@@ -26,7 +26,6 @@ MUTANTS: dict[Callable[[], mutants.Patch], str] = {
     mutants.keep_counts_copies_on_disks: "durable|never empty",
     mutants.copies_are_trusted: "is not that of step",
     mutants.stored_before_it_is: "whole: .* is missing",
-    mutants.stored_marks_verified: "never empty|durable",
     mutants.pointer: "durable|hint-free",
     mutants.one_rank_decides: "agree",
     mutants.unpickles: "inert",

@@ -55,6 +55,13 @@ def test_a_folder_of_another_format_is_refused(tmp_path):
         Run(tmp_path).record()
 
 
+def test_a_run_that_has_had_copies_on_disks_keeps_the_format_that_says_so(tmp_path):
+    run = Run(tmp_path)
+    assert [run.format_with(copies=copies) for copies in (False, True)] == [1, 2]
+    write_json(tmp_path / "run.json", {"format": 2})
+    assert run.format_with(copies=False) == 2
+
+
 def test_a_tail_sees_each_whole_line_once(tmp_path):
     path = tmp_path / "lines.jsonl"
     tail = _Tail(path)

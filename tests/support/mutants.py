@@ -231,23 +231,6 @@ def stored_before_it_is() -> Patch:
     return patch.object(Uploads, "begin", early)
 
 
-def stored_marks_verified() -> Patch:
-    """What is damaged is copied, too, and a copy that was made counts as read back whole."""
-    begin = Uploads.begin
-
-    def blind(self: Uploads, commit: Commit, file: manifest.File | None, trouble: str) -> None:
-        begin(self, commit, file, "")
-
-    def stored(self: Claim, n: int) -> None:
-        def change(entry: Entry) -> Entry:
-            live = [replace(each, is_stored=True, is_verified=True) if each.n == n else each for each in entry.live]
-            return replace(entry, live=tuple(live), commits=entry.commits + 1)
-
-        self._append(Kind.STORED, {"commit": n}, change)
-
-    return _both(patch.object(Uploads, "begin", blind), patch.object(Claim, "stored", stored))
-
-
 def manifests_unread() -> Patch:
     """A commit counts as verified although its manifest was not read back."""
     finish = Committer.finish
