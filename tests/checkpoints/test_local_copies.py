@@ -375,7 +375,8 @@ def test_saves_go_on_while_a_commit_is_copied_and_the_next_to_be_copied_is_the_n
     stays = {commit.n for commit in live(real.store)}
     assert second.n in stays  # though it is older than a verified commit on the disk: it is being copied
     os.kill(uploads._writer._process.pid, signal.SIGCONT)
-    wait_for(lambda: not uploads.running)
+    real.saver.wait_for_upload(SECONDS)
+    assert not uploads.running
     real.save(5)
     wait_for(lambda: len(uploads.results) == 2)
     assert [(upload.commit.step, upload.failure) for upload in real.saver.poll_uploads()] == [(2, ""), (5, "")]
