@@ -23,6 +23,7 @@ class Kind(Enum):
 
     CLAIM = "CLAIM"
     COMMIT = "COMMIT"
+    STORED = "STORED"
     RETIRE = "RETIRE"
     PIN = "PIN"
     UNPIN = "UNPIN"
@@ -32,7 +33,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """A checkpoint that exists. `n` is its position in the log: a higher one is newer, whatever its step."""
+    """A checkpoint that exists. `n` is its position in the log: a higher one is newer, whatever its step.
+
+    is_stored: its files lie in the store; if not, disks of nodes have the only ones. hosts: on whose disks copies lie.
+    """
 
     n: int
     step: int
@@ -42,6 +46,8 @@ class Commit:
     bytes: int
     is_pinned: bool = False
     is_verified: bool = False  # every byte of it was read back and was right
+    is_stored: bool = True
+    hosts: tuple[str, ...] = ()
 
     @property
     def manifest_key(self) -> str:
@@ -61,7 +67,18 @@ class Commit:
             bytes=fields.integer("bytes"),
             is_pinned=fields.boolean("is_pinned"),
             is_verified=fields.boolean("is_verified"),
+            is_stored="is_stored" not in fields or fields.boolean("is_stored"),
+            hosts=fields.texts("hosts") if "hosts" in fields else (),
         )
+
+    def to_json(self) -> dict[str, object]:
+        """Where nothing is kept on disks of nodes, an entry is as it was before that could be."""
+        values = asdict(self)
+        if self.is_stored:
+            del values["is_stored"]
+        if not self.hosts:
+            del values["hosts"]
+        return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +91,7 @@ class Entry:
     epoch: int  # the number of the claim in force
     owner: Owner  # who made that claim
     base: int | None  # the `n` of the commit that this epoch started from; None when it started from nothing
-    commits: int  # how many there have been, retired ones included
+    commits: int  # how many have reached the store, retired ones included
     doubtful_epoch: int  # a damaged entry may have told of commits up to this epoch: their files are left alone
     is_done: bool
     live: tuple[Commit, ...]  # in the order of the log
@@ -151,7 +168,7 @@ class Entry:
             "commits": self.commits,
             "doubtful_epoch": self.doubtful_epoch,
             "is_done": self.is_done,
-            "live": [asdict(commit) for commit in self.live],
+            "live": [commit.to_json() for commit in self.live],
             "body": dict(self.body),
             "nonce": self.nonce,
             "written_at": self.written_at,

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 from checkpoints.entry import MOST_BYTES, Commit, Entry, Kind, entry_key
 from checkpoints.errors import (
@@ -24,7 +25,7 @@ from checkpoints.errors import (
     StoreError,
 )
 from checkpoints.owner import Owner, owner_is_alive
-from checkpoints.policy import retirable
+from checkpoints.policy import retirable, without_old_copies
 from checkpoints.store import Created, Store
 from checkpoints.strict_json import Json
 
@@ -80,6 +81,10 @@ class CommitLog:
             entries.append(entry)
         return entries, damage
 
+    def name(self) -> str:
+        """What tells this log from any other, also from one with the same URL: made from its first entry."""
+        return sha256(self.store.get(entry_key(1), 0, MOST_BYTES + 1)).hexdigest()[:32]
+
     def claim(
         self,
         owner: Owner,
@@ -88,12 +93,17 @@ class CommitLog:
         is_takeover: bool = False,
         is_alive: Callable[[Owner], bool] = owner_is_alive,
     ) -> Claim:
-        """Become the only one who may commit. Raises OwnerAlive when another job seems to be at work."""
+        """Become the only one who may commit.
+
+        Raises OwnerAlive when another job seems to be at work, and CorruptCheckpoint when damage hides every commit.
+        """
         for _ in self._tries():
             reading = self.find()
             before = None if reading.entry is None or reading.entry.is_done else reading.entry.owner
             if before is not None and before.job != owner.job and not is_takeover and is_alive(before):
                 raise OwnerAlive(str(before))
+            if reading.entry is not None and reading.damage and not reading.entry.live:
+                self._refuse_lost_commits(reading.damage)
             entry = _claim(reading, owner, body or {})
             if self.offer(entry):
                 return Claim(self, entry)
@@ -110,6 +120,8 @@ class CommitLog:
             if state is None or not found:
                 names = ", ".join(str(commit.n) for commit in state.live) if state else "none"
                 raise CheckpointError(f"{n} is not a live commit; the live ones are: {names}")
+            if not found[0].is_stored:
+                raise CheckpointError(f"{n} is not in the store yet; pin one that is")
             pinned = replace(found[0], is_pinned=is_pinned)
             entry = state.followed_by(Kind.PIN if is_pinned else Kind.UNPIN, {"commit": n})
             live = tuple(pinned if commit.n == n else commit for commit in state.live)
@@ -157,6 +169,12 @@ class CommitLog:
             time.sleep(_PAUSE_SECONDS)
             yield
 
+    def _refuse_lost_commits(self, damage: Collection[CorruptCheckpoint]) -> None:
+        """Raises CorruptCheckpoint when damaged entries alone may tell of what was saved: a run must not start over."""
+        if any(key.endswith("/MANIFEST.json") for key in self.store.list("data/")):
+            what = f"{len(damage)} entries are damaged, and those before tell of no commit; restore them from a copy"
+            raise CorruptCheckpoint("log/", what)
+
     def _get(self, n: int) -> Entry:
         try:
             return Entry.from_bytes(n, self.store.get(entry_key(n), 0, MOST_BYTES + 1))
@@ -180,30 +198,57 @@ class Claim:
         self._lock = threading.Lock()
 
     def commit(
-        self, *, step: int, folder: str, manifest_digest: str, size: int, verified: Collection[int] = ()
+        self,
+        *,
+        step: int,
+        folder: str,
+        manifest_digest: str,
+        size: int,
+        verified: Collection[int] = (),
+        is_stored: bool = True,
+        hosts: Collection[str] = (),
     ) -> Commit:
-        """Make a save exist. `verified` are the commits that have been read back since the last call."""
+        """Make a save exist: in the store, or on the disks of `hosts` alone.
+
+        `verified` are the commits that have been read back since the last call.
+        """
 
         def change(entry: Entry) -> Entry:
             commit = Commit(
-                n=entry.n, step=step, epoch=self.epoch, folder=folder, manifest_digest=manifest_digest, bytes=size
-            )
-            live = (*_mark(entry.live, verified, True), commit)
-            return replace(entry, live=live, commits=entry.commits + 1)
+                n=entry.n, step=step, epoch=self.epoch, folder=folder, manifest_digest=manifest_digest, bytes=size,
+                is_stored=is_stored, hosts=tuple(sorted(hosts)),
+            )  # fmt: skip
+            live = without_old_copies((*_mark(entry.live, verified, True), commit))
+            return replace(entry, live=live, commits=entry.commits + commit.is_stored)
 
         return self._append(Kind.COMMIT, {}, change).live[-1]
 
-    def retire(self, keep: int) -> tuple[Commit, ...]:
-        """Give up the commits that nobody needs, and name them; only then may their files be deleted."""
+    def stored(self, n: int) -> None:
+        """Record that the live commit `n` is in the store now, and was read back from there.
+
+        Whether it is verified is for the next commit to say: when all ranks have read back what they had on disks, too.
+        """
+
+        def change(entry: Entry) -> Entry:
+            live = tuple(replace(commit, is_stored=True) if commit.n == n else commit for commit in entry.live)
+            return replace(entry, live=live, commits=entry.commits + 1)
+
+        self._append(Kind.STORED, {"commit": n}, change)
+
+    def retire(self, keep: int, uploading: int = 0) -> tuple[Commit, ...]:
+        """Give up the commits that nobody needs, and name them; only then may their files be deleted.
+
+        `uploading` is the commit that is being copied to the store, which stays; 0 for none.
+        """
         gone: tuple[Commit, ...] = ()
 
         def change(entry: Entry) -> Entry:
             nonlocal gone
-            gone = retirable(entry, keep)
+            gone = retirable(entry, keep, uploading)
             body: dict[str, Json] = {"commits": [commit.n for commit in gone]}
             return replace(entry, live=tuple(commit for commit in entry.live if commit not in gone), body=body)
 
-        if retirable(self.state, keep):
+        if retirable(self.state, keep, uploading):
             self._append(Kind.RETIRE, {}, change)
         return gone
 

@@ -27,7 +27,7 @@ class Owner:
         started = _started(pid)
         if started is None:
             raise ProcessLookupError(f"no process {pid} on this host")
-        return cls(job=job, host=_host(), pid=pid, boot_id=_boot_id(), started=started)
+        return cls(job=job, host=host_name(), pid=pid, boot_id=_boot_id(), started=started)
 
     @classmethod
     def from_json(cls, fields: Fields) -> Owner:
@@ -48,12 +48,13 @@ class Owner:
 
 def owner_is_alive(owner: Owner) -> bool:
     """Whether the process runs. One on another host is taken to be alive: nothing here can tell."""
-    if owner.host != _host():
+    if owner.host != host_name():
         return True
     return owner.boot_id == _boot_id() and _started(owner.pid) == owner.started
 
 
-def _host() -> str:
+def host_name() -> str:
+    """Of this machine."""
     return one_line(socket.gethostname())  # the log holds printable texts alone
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from checkpoints.entry import Commit
-from checkpoints.errors import CorruptCheckpoint, KeyMissing
+from checkpoints.errors import CorruptCheckpoint, KeyMissing, StoreError
 from checkpoints.manifest import (
     ITEM_BYTES,
     MOST_BYTES,
@@ -25,11 +26,12 @@ _PARTS = {"model": "weights", "optimizer": "optimizer"}
 
 
 class CommitReader:
-    """Byte ranges of the files of one commit. Made by `open_commit`."""
+    """Byte ranges of the files of one commit, from this node's copies or the store. Made by `open_commit`."""
 
-    def __init__(self, store: Store, commit: Commit, manifest: Manifest) -> None:
+    def __init__(self, store: Store, commit: Commit, manifest: Manifest, copies: Store | None) -> None:
         self.manifest = manifest
         self._store = store
+        self._copies = copies
         self._commit = commit
         self._files = {file.path: file for file in manifest.files}
         self._last: tuple[str, int, bytes] = ("", 0, b"")  # small tensors that follow each other share a block
@@ -55,16 +57,29 @@ class CommitReader:
         if path != file.path or not first <= start < first + len(part):
             first = start - start % file.block_bytes
             blocks = min(-(-(end - first) // file.block_bytes), _blocks_at_once(file))
-            key = f"{self._commit.folder}/{file.path}"
-            part = self._store.get(key, first, blocks * file.block_bytes)
-            for i in range(blocks):
-                check_block(key, file, first // file.block_bytes + i, _block(part, file, i))
+            part = self._blocks(file, first // file.block_bytes, blocks)
             self._last = (file.path, first, part)
         return memoryview(part)[start - first : end - first]
 
+    def _blocks(self, file: File, first: int, count: int) -> bytes:
+        if self._copies is not None:
+            with suppress(CorruptCheckpoint, StoreError):
+                return self._blocks_in(self._copies, file, first, count)
+        return self._blocks_in(self._store, file, first, count)
 
-def open_commit(store: Store, commit: Commit) -> CommitReader:
+    def _blocks_in(self, store: Store, file: File, first: int, count: int) -> bytes:
+        key = f"{self._commit.folder}/{file.path}"
+        blocks = store.get(key, first * file.block_bytes, count * file.block_bytes)
+        for i in range(count):
+            check_block(key, file, first + i, _block(blocks, file, i))
+        return blocks
+
+
+def open_commit(store: Store, commit: Commit, copies: Store | None = None) -> CommitReader:
     """A reader of the commit, whose manifest is right and whose files are all there, with the right sizes.
+
+    copies: what the disk of this node has of it, in part or whole; None where nothing is kept there. Which files the
+    disks of other nodes have cannot be seen from here: of a commit that is not in the store, reading tells.
 
     Raises CorruptCheckpoint.
     """
@@ -82,8 +97,9 @@ def open_commit(store: Store, commit: Commit) -> CommitReader:
     if (manifest.step, size) != (commit.step, commit.bytes):
         said = f"step {commit.step} and {commit.bytes} bytes, and it has step {manifest.step} and {size} bytes"
         raise CorruptCheckpoint(commit.manifest_key, f"the log says {said}")
-    check_sizes(sizes, commit.folder, manifest)
-    return CommitReader(store, commit, manifest)
+    if commit.is_stored:
+        check_sizes(sizes, commit.folder, manifest)
+    return CommitReader(store, commit, manifest, copies)
 
 
 def check_sizes(sizes: Mapping[str, int], folder: str, manifest: Manifest) -> None:
@@ -114,6 +130,12 @@ def _block(part: bytes | memoryview, file: File, i: int) -> memoryview:
 
 def verify_file(store: Store, key: str, file: File) -> None:
     """Read the whole file back from the medium. Raises CorruptCheckpoint naming the first block that is wrong."""
+    for _ in checked_parts(store, key, file):
+        pass
+
+
+def checked_parts(store: Store, key: str, file: File) -> Iterator[memoryview]:
+    """The file from the medium, each part once it is known to be right. Raises CorruptCheckpoint."""
     count = 0
     try:
         for part in store.read_back(key, _blocks_at_once(file) * file.block_bytes):
@@ -122,6 +144,7 @@ def verify_file(store: Store, key: str, file: File) -> None:
                     raise CorruptCheckpoint(key, f"is longer than {file.size} bytes")
                 check_block(key, file, count, _block(part, file, i))
                 count += 1
+            yield part
     except KeyMissing as error:
         raise CorruptCheckpoint(key, "is missing") from error
     if count < len(file.blocks):

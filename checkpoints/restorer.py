@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch.distributed._shard._utils import narrow_tensor_by_index
@@ -60,9 +60,12 @@ def restore(
     rank: int,
     world_size: int,
     state: State,
+    copies: Store | None = None,
     deadline_seconds: float = 1800.0,
 ) -> Restored | None:
     """Fill `state`, in place, from the newest commit that all ranks find intact; None when the run has no commit.
+
+    copies: on the disk of this rank's node; what is right there is not read from the store.
 
     All ranks call it, rank 0 with the claim, and get the same answer or the same error: NoIntactCheckpoint,
     StateMismatch when the newest intact commit belongs to another state, PeerSilent.
@@ -73,14 +76,14 @@ def restore(
         metadata: Mapping[str, Json] = {}
         answer, reason = "yes", ""
         try:
-            reader = open_commit(store, commit)
+            reader = open_commit(store, commit, copies)
             _check_same_names(reader.manifest, commit, state)
             _load(reader, commit, state)
             metadata = reader.manifest.metadata
         except StateMismatch as error:
             answer, reason = "mismatch", str(error)
         except (CorruptCheckpoint, StoreError) as error:
-            answer, reason = "no", str(error)
+            answer, reason = "no", str(error) if commit.is_stored else f"{error}; {_on_disks_alone(commit)}"
         reason = ballot.vote(commit, answer, one_line(reason), skipped)
         if not reason:
             return Restored(commit=commit, metadata=metadata, skipped=skipped)
@@ -106,7 +109,7 @@ class _Ballot:
         """The newest live commit that was not skipped, as rank 0 sees it; None when there is none."""
         key = f"restore/{len(skipped)}/candidate"
         if self._claim is not None:
-            commits = [asdict(commit) for commit in self._claim.state.live if commit.n not in skipped]
+            commits = [commit.to_json() for commit in self._claim.state.live if commit.n not in skipped]
             self._channel.post(key, encode({"commits": commits[-1:]}))
         said = self._channel.wait(key, 0, self._deadline_seconds)
         found = Fields.parse("the candidate", said, _MOST_MESSAGE_BYTES).objects("commits")
@@ -141,6 +144,10 @@ class _Ballot:
                     reason = vote.text("reason")
                     return {"answer": answer, "reason": reason if answer == "mismatch" else f"rank {rank}: {reason}"}
         return {"answer": "yes", "reason": ""}
+
+
+def _on_disks_alone(commit: Commit) -> str:
+    return f"it had not reached the store, and was on the disk of {', '.join(commit.hosts)} alone"
 
 
 def _check_same_names(manifest: Manifest, commit: Commit, state: State) -> None:

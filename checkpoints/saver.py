@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import torch
@@ -19,13 +20,14 @@ from checkpoints.arena import Arena
 from checkpoints.channel import Channel
 from checkpoints.committer import Committer, Saved
 from checkpoints.entry import Commit
-from checkpoints.errors import SaveAborted, StateMismatch
+from checkpoints.errors import SaveAborted, StateMismatch, StoreError
 from checkpoints.flat_shard import State, part_of
-from checkpoints.layout import Piece, place, tensors
+from checkpoints.layout import Piece, file_name, place, tensors
 from checkpoints.log import Claim
 from checkpoints.manifest import ITEM_BYTES, PAGE_BYTES, Tensor
 from checkpoints.store import Store
 from checkpoints.strict_json import Fields, Json, encode
+from checkpoints.uploads import Upload, Uploads
 from checkpoints.writer import Writer, open_writer
 
 _MOST_PLAN_BYTES = 2**30
@@ -56,6 +58,7 @@ class _Job:
     number: int
     step: int
     metadata: Mapping[str, Json]
+    to_store: bool
     started: float
     blocked_seconds: float
 
@@ -65,6 +68,9 @@ class Saver:
 
     `claim` is rank 0's right to commit, and None on every other rank. A save whose files are not written within
     `deadline_seconds` is aborted on all ranks; the commits before it stay, and training goes on.
+
+    copies: on the disk of this rank's node. Where they are kept, a save becomes a commit when it is on the disks of all
+    nodes, and is copied to the store from there, unless a copy is under way; but the first commit goes to the store.
     """
 
     def __init__(
@@ -76,10 +82,13 @@ class Saver:
         rank: int,
         world_size: int,
         keep: int,
+        copies: Store | None = None,
         deadline_seconds: float = 600.0,
     ) -> None:
         self.aborts_in_a_row = 0
         self._store = store
+        self._copies = copies
+        self._uploads: Uploads | None = None
         self._channel = channel
         self._claim = claim
         self._rank = rank
@@ -115,8 +124,21 @@ class Saver:
             for start, piece in zip(starts, pieces, strict=True)
         ]
         self._writer: Writer = open_writer(self._store, self._arena)
+        if self._copies is not None:
+            self._uploads = Uploads(
+                copies=self._copies,
+                store=self._store,
+                channel=self._channel.beside("uploads"),
+                writer=open_writer(self._store, self._arena),
+                claim=self._claim,
+                rank=self._rank,
+                world_size=self._world_size,
+                deadline_seconds=self._deadline_seconds,
+            )
         self._committer = Committer(
             store=self._store,
+            copies=self._copies,
+            uploads=self._uploads,
             channel=self._channel,
             writer=self._writer,
             claim=self._claim,
@@ -129,9 +151,10 @@ class Saver:
         )
         self._thread.start()
 
-    def save(self, step: int, state: State, metadata: Mapping[str, object]) -> None:
+    def save(self, step: int, state: State, metadata: Mapping[str, object], *, to_store: bool = False) -> None:
         """Copy the state and start to save it. When this returns, training may change the state.
 
+        to_store: the commit has to be in the store, also where copies on disks of nodes come first; rank 0 says so.
         Waits for the save before it, if that still runs. Rank 0's metadata is kept. Raises Fenced, StateMismatch when
         the state is not what was prepared, and ValueError or TypeError for metadata that is not JSON.
         """
@@ -145,7 +168,9 @@ class Saver:
             return
         self._stage(state)
         blocked = time.perf_counter() - started
-        self._job = _Job(number=self._number, step=step, metadata=copied, started=started, blocked_seconds=blocked)
+        self._job = _Job(
+            number=self._number, step=step, metadata=copied, to_store=to_store, started=started, blocked_seconds=blocked
+        )
         self._is_idle.clear()
         if self._failure is not None:  # the thread has ended since: it will not say that this save has
             self._is_idle.set()
@@ -169,6 +194,11 @@ class Saver:
             self._raise_failure()
         return [self._results.popleft() for _ in range(len(self._results))]
 
+    def poll_uploads(self) -> list[Upload]:
+        """On rank 0, the copies to the store that have ended since the last call."""
+        results = self._uploads.results if self._uploads is not None else deque[Upload]()
+        return [results.popleft() for _ in range(len(results))]
+
     def wait(self, seconds: float) -> list[SaveResult]:
         """Like `poll`, once the running save has ended or that many seconds have passed."""
         self._is_idle.wait(seconds)
@@ -182,9 +212,28 @@ class Saver:
         self._jobs.put(None)
         self._thread.join(seconds)
         self._writer.close()
+        if self._uploads is not None:
+            self._uploads.close()
         self._arena.close()
         if not self._is_failure_told:
             self._raise_failure()
+
+    def wait_for_upload(self, seconds: float) -> None:
+        """Until no commit is being copied to the store any more, or that many seconds have passed."""
+        if self._uploads is not None:
+            self._uploads.wait(seconds)
+
+    def delete_copies(self) -> None:
+        """On the disk of this rank's node: its own, and those of ranks that are no more. To be called after `close`.
+
+        The run has ended: what it leaves is in the store.
+        """
+        others = tuple(f"/{file_name(rank)}" for rank in range(self._world_size) if rank != self._rank)
+        if self._copies is not None:
+            with suppress(StoreError):
+                for key in self._copies.list("data/"):
+                    if not key.endswith(others):
+                        self._copies.delete(key)
 
     def _share_out(self, held: list[Piece]) -> tuple[list[Piece], tuple[Tensor, ...]]:
         """The pieces that this rank saves, of those that it holds; and, on rank 0, where all tensors will lie."""
@@ -238,7 +287,7 @@ class Saver:
 
     def _run(self, job: _Job) -> Saved | None:
         try:
-            saved = self._committer.save(job.number, job.step, job.metadata)
+            saved = self._committer.save(job.number, job.step, job.metadata, to_store=job.to_store)
         except SaveAborted as error:
             self._add_abort(job.step, error, job.started, job.blocked_seconds)
             return None

@@ -82,6 +82,18 @@ def open_store(url: str) -> Store:
     raise StoreError("open", ascii(url), "not supported; use a path, s3://bucket/prefix, gs://... or az://...")
 
 
+def open_copies(folder: str, log_name: str) -> Store:
+    """The store in a folder of this machine's disk that keeps copies of what is in that log, and of nothing else."""
+    return open_store(str(Path(folder) / log_name))
+
+
+def probe_writing(store: Store) -> None:
+    """Raises StoreError when nothing can be written to the store."""
+    key = f"probe-{uuid.uuid4().hex}"
+    store.put(key, [memoryview(b"probe")])
+    store.delete(key)
+
+
 def probe(store: Store) -> None:
     """Prove that the store creates exclusively.
 

@@ -51,6 +51,9 @@ class Fields:
     def bad(self, name: str, what: str) -> CorruptCheckpoint:
         return CorruptCheckpoint(self.where, f"{name} {what}")
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
     def value(self, name: str) -> object:
         if name not in self._values:
             raise self.bad(name, "is missing")
@@ -82,6 +85,11 @@ class Fields:
         if not isinstance(value, list):
             raise self.bad(name, "is not a list")
         return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        items = dict(enumerate(self.items(name)))
+        inner = Fields(f"{self.where}, {name}", {str(i): item for i, item in items.items()})
+        return tuple(inner.text(str(i)) for i in items)
 
     def integers(self, name: str, most_items: int) -> tuple[int, ...]:
         items = self.items(name)

@@ -1,6 +1,6 @@
 """The writer process: it puts what lies in the arena into the store, so that the training process does not have to.
 
-    python -m checkpoints.writer ARENA_DESCRIPTOR SOCKET_DESCRIPTOR PARENT_PID STORE_URL
+    python -m checkpoints.writer ARENA_DESCRIPTOR SOCKET_DESCRIPTOR PARENT_PID
 
 It answers one command at a time, each a line of JSON on the socket, and ends when the other side of the socket does.
 """
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -24,7 +25,7 @@ from typing import Protocol
 from checkpoints.arena import Arena
 from checkpoints.errors import CorruptCheckpoint, StoreError, StoreUnwritable, one_line
 from checkpoints.manifest import BLOCK_BYTES, File, block_digests
-from checkpoints.reader import verify_file
+from checkpoints.reader import checked_parts, verify_file
 from checkpoints.store import Store, open_store
 from checkpoints.strict_json import Fields, encode
 
@@ -36,34 +37,40 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 class Writer(Protocol):
-    """Writes the arena to a store. `seconds` is how long the caller waits."""
+    """Writes the arena to a store. `seconds` is how long the caller waits. All of it raises StoreError."""
 
-    def write(self, folder: str, path: str, size: int, seconds: float) -> File:
-        """Put the first `size` bytes of the arena; they are durable when this returns. Raises StoreError."""
+    def write(self, store: Store, folder: str, path: str, size: int, seconds: float) -> File:
+        """Put the first `size` bytes of the arena; they are durable when this returns."""
 
-    def verify(self, folder: str, file: File, seconds: float) -> None:
-        """Read the file back from the medium. Raises CorruptCheckpoint and StoreError."""
+    def copy(self, source: Store, store: Store, folder: str, file: File, seconds: float) -> None:
+        """Put into `store` what `source` has. Raises CorruptCheckpoint when that is not the file."""
+
+    def verify(self, store: Store, folder: str, file: File, seconds: float) -> None:
+        """Read the file back from the medium. Raises CorruptCheckpoint."""
 
     def close(self) -> None:
-        """End it. A write that still runs is given up."""
+        """End it. What still runs is given up."""
 
 
 def open_writer(store: Store, arena: Arena) -> Writer:
-    return WriterProcess(store.url, arena) if store.crosses_processes else InlineWriter(store, arena)
+    """One for this store, and for any others of its kind."""
+    return WriterProcess(arena) if store.crosses_processes else InlineWriter(arena)
 
 
 class InlineWriter:
-    """Writes in the calling thread, for a store that only this process can see."""
+    """Writes in the calling thread, for stores that only this process can see."""
 
-    def __init__(self, store: Store, arena: Arena) -> None:
-        self._store = store
+    def __init__(self, arena: Arena) -> None:
         self._arena = memoryview(arena.memory)
 
-    def write(self, folder: str, path: str, size: int, seconds: float) -> File:
-        return _write(self._store, self._arena[:size], folder, path, lambda: None)
+    def write(self, store: Store, folder: str, path: str, size: int, seconds: float) -> File:
+        return _write(store, self._arena[:size], folder, path, lambda: None)
 
-    def verify(self, folder: str, file: File, seconds: float) -> None:
-        verify_file(self._store, f"{folder}/{file.path}", file)
+    def copy(self, source: Store, store: Store, folder: str, file: File, seconds: float) -> None:
+        _copy(source, store, folder, file, lambda: None)
+
+    def verify(self, store: Store, folder: str, file: File, seconds: float) -> None:
+        verify_file(store, f"{folder}/{file.path}", file)
 
     def close(self) -> None:
         """There is nothing to end."""
@@ -72,17 +79,20 @@ class InlineWriter:
 class WriterProcess:
     """Writes in a process of its own, at low priority. When that has died, the next call starts another."""
 
-    def __init__(self, store_url: str, arena: Arena) -> None:
-        self._store_url = store_url
+    def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._start()
 
-    def write(self, folder: str, path: str, size: int, seconds: float) -> File:
-        answer = self._ask(seconds, {"do": "write", "folder": folder, "path": path, "size": size})
-        return File.from_json(answer.inner("file"))
+    def write(self, store: Store, folder: str, path: str, size: int, seconds: float) -> File:
+        command = {"do": "write", "store": store.url, "folder": folder, "path": path, "size": size}
+        return File.from_json(self._ask(seconds, command).inner("file"))
 
-    def verify(self, folder: str, file: File, seconds: float) -> None:
-        self._ask(seconds, {"do": "verify", "folder": folder, "file": file.to_json()})
+    def copy(self, source: Store, store: Store, folder: str, file: File, seconds: float) -> None:
+        stores = {"source": source.url, "store": store.url}
+        self._ask(seconds, {"do": "copy", **stores, "folder": folder, "file": file.to_json()})
+
+    def verify(self, store: Store, folder: str, file: File, seconds: float) -> None:
+        self._ask(seconds, {"do": "verify", "store": store.url, "folder": folder, "file": file.to_json()})
 
     def close(self) -> None:
         with suppress(OSError):
@@ -101,7 +111,7 @@ class WriterProcess:
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         descriptors = (self._arena.file.fileno(), theirs.fileno())
-        arguments = [*map(str, descriptors), str(os.getpid()), self._store_url]
+        arguments = [*map(str, descriptors), str(os.getpid())]
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "checkpoints.writer", *arguments],
@@ -145,6 +155,17 @@ def _write(store: Store, data: memoryview, folder: str, path: str, before_part: 
     return File(path=path, size=len(data), block_bytes=BLOCK_BYTES, blocks=found)
 
 
+def _copy(source: Store, store: Store, folder: str, file: File, before_part: Callable[[], None]) -> None:
+    key = f"{folder}/{file.path}"
+
+    def parts() -> Iterator[memoryview]:
+        for part in checked_parts(source, key, file):
+            before_part()
+            yield memoryview(bytes(part))  # a store may ask for the next part before it is done with this one
+
+    store.put(key, parts())
+
+
 def _unwrap(answer: Fields) -> Fields:
     """The answer, unless it is an error: that is raised here, as it was raised there."""
     match answer.text("kind"):
@@ -157,21 +178,30 @@ def _unwrap(answer: Fields) -> Fields:
             raise error(answer.text("operation"), answer.text("key"), answer.text("reason"))
 
 
-def _answer(store: Store, arena: memoryview, command: Fields, before_part: Callable[[], None]) -> dict[str, object]:
+def _answer(arena: memoryview, command: Fields, before_part: Callable[[], None]) -> dict[str, object]:
     folder = command.text("folder")
     try:
+        store = _store(command.text("store"))
         if command.text("do") == "write":
             size = command.integer("size", most=len(arena))
-            file = _write(store, arena[:size], folder, command.text("path"), before_part)
-            return {"kind": "done", "file": file.to_json()}
+            written = _write(store, arena[:size], folder, command.text("path"), before_part)
+            return {"kind": "done", "file": written.to_json()}
         file = File.from_json(command.inner("file"))
-        verify_file(store, f"{folder}/{file.path}", file)
+        if command.text("do") == "copy":
+            _copy(_store(command.text("source")), store, folder, file, before_part)
+        else:
+            verify_file(store, f"{folder}/{file.path}", file)
         return {"kind": "done"}
     except StoreError as error:
         kind = "unwritable" if isinstance(error, StoreUnwritable) else "store"
         return {"kind": kind, "operation": error.operation, "key": error.key, "reason": one_line(error.reason)}
     except CorruptCheckpoint as error:
         return {"kind": "corrupt", "where": error.where, "what": error.what}
+
+
+@cache
+def _store(url: str) -> Store:
+    return open_store(url)
 
 
 def _forward_signals(parent: int) -> None:
@@ -186,11 +216,10 @@ def _forward_signals(parent: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
-def main(arena_descriptor: int, socket_descriptor: int, parent: int, store_url: str) -> None:
+def main(arena_descriptor: int, socket_descriptor: int, parent: int) -> None:
     """Answer commands until the parent closes the socket or dies."""
     _forward_signals(parent)
     os.nice(10)
-    store = open_store(store_url)
     arena = memoryview(mmap.mmap(arena_descriptor, 0, access=mmap.ACCESS_READ))
 
     def leave_if_orphaned() -> None:
@@ -208,10 +237,10 @@ def main(arena_descriptor: int, socket_descriptor: int, parent: int, store_url: 
             if not line:
                 return
             command = Fields.parse("the command", line, _MOST_ANSWER_BYTES)
-            stream.write(encode(_answer(store, arena, command, leave_if_orphaned)))
+            stream.write(encode(_answer(arena, command, leave_if_orphaned)))
             stream.flush()
 
 
 if __name__ == "__main__":
     with suppress(BrokenPipeError, ConnectionResetError):  # the parent died while its answer was under way
-        main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+        main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -85,12 +85,17 @@ def _batch_setting(recipe: Recipe, samples: int) -> str:
 
 
 def _check_combination(recipe: Recipe, topology: Topology) -> None:
-    """Raises UsageError when the strategy cannot be used with other settings of the recipe on this kind of device."""
+    """Raises UsageError when settings of the recipe exclude each other, or these machines."""
     settings = {f"quantize={recipe.quantize}", f"precision={resolve_precision(recipe, topology)[0]}"}
     settings |= {OFFLOAD} if recipe.parallel.cpu_offload else set()
     settings |= {HYBRID} if recipe.parallel.shard_within_node else set()
     settings |= {"device=cuda" if topology.has_gpus else "device=cpu"}
-    strategy = recipe.parallel.strategy
+    strategy, local_folder = recipe.parallel.strategy, recipe.checkpoint.local_folder
+    if local_folder is not None and topology.nodes > 1:
+        raise UsageError(
+            f"checkpoint.local_folder={local_folder} is for one node, and there are {topology.nodes}: none could read"
+            " what is on the disks of the others; use checkpoint.local_folder=null, or one node"
+        )
     if refusal := STRATEGIES[strategy].refusal(settings):
         setting, reason = refusal
         others = " or ".join(f"parallel.strategy={name}" for name in alternatives(settings))

@@ -227,15 +227,19 @@ class Checkpoint:
     """A checkpoint every `every` steps and at the end; the newest `keep` stay.
 
     every: `auto` saves as often as loses least, from how long saves and steps take while the run goes on.
+    local_folder: on a disk of the one node: checkpoints go there first, and are copied to their place from there.
     """
 
     every: int | str = 100
     keep: int = 3
+    local_folder: str | None = None
 
     def __post_init__(self) -> None:
         is_valid = self.every == "auto" or (isinstance(self.every, int) and self.every >= 1)
         _require(lambda: is_valid, "checkpoint.every", self.every, "must be at least 1 step, or auto")
         _require(lambda: self.keep >= 1, "checkpoint.keep", self.keep, "must be at least 1 checkpoint")
+        is_absolute = self.local_folder is None or self.local_folder.startswith("/")
+        _require(lambda: is_absolute, "checkpoint.local_folder", self.local_folder, "must be a path from the root on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

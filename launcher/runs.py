@@ -38,6 +38,7 @@ from launcher.errors import DamagedRun, UsageError
 from launcher.pace import Pace
 
 FORMAT = 1
+COPIES_FORMAT = 2  # the log may tell of copies on disks of nodes, which a reader of format 1 takes for damage
 PREEMPTED_CODE = 75  # the exit code of a run that was stopped and can be resumed
 STOP_AFTER = "stop_after"  # the cause of an outcome that the recipe asked for
 MOST_TEXT_BYTES = 16 * 2**20
@@ -322,14 +323,20 @@ class Run:
         record = read_json(self.folder / "run.json", {"checkpoints": str}) or {}
         return str(record.get("checkpoints", self.folder / "checkpoints"))
 
+    def format_with(self, *, copies: bool) -> int:
+        """The format from now on. A run that has had copies on disks of nodes stays one that has."""
+        before = read_json(self.folder / "run.json") or {}
+        return COPIES_FORMAT if copies or before.get("format") == COPIES_FORMAT else FORMAT
+
     def record(self) -> dict[str, Any]:
         path = self.folder / "run.json"
         record = read_json(path, _RUN_TYPES)
         if record is None:
             raise UsageError(f"{self.folder} is not a run folder (it has no run.json)")
-        if record.get("format") != FORMAT:
+        if record.get("format") not in (FORMAT, COPIES_FORMAT):
             theirs, remedy = record.get("format"), "use the one that made it"
-            raise UsageError(f"{self.folder} has format {theirs}; this launcher reads format {FORMAT}; {remedy}")
+            ours = f"formats {FORMAT} and {COPIES_FORMAT}"
+            raise UsageError(f"{self.folder} has format {theirs}; this launcher reads {ours}; {remedy}")
         if missing := [name for name in ("run", "recipe", "steps") if name not in record]:
             raise DamagedRun(path, f"lacks {' and '.join(missing)}")
         return record

@@ -102,15 +102,36 @@ def _state_of_run(attempt: dict[str, Any] | None, job: _JobState | None) -> tupl
 
 
 def commit_count(run: Run) -> int:
-    """Commits of this run so far, retired ones included; the log is short to read: its newest entry says it."""
+    """Commits of this run that have reached the store, retired ones included: the log's newest entry says it."""
     entry = CommitLog(open_store(run.checkpoints)).read()
     return 0 if entry is None else entry.commits
 
 
-def commits_as_json(commits: Iterable[Commit]) -> list[dict[str, object]]:
+def newest_commit(run: Run) -> int:
+    """The `n` of the newest commit, in the store or on disks of nodes alone; 0 without one. It grows with each."""
+    entry = CommitLog(open_store(run.checkpoints)).read()
+    return entry.live[-1].n if entry is not None and entry.live else 0
+
+
+def commits_as_json(commits: Iterable[Commit]) -> list[dict[str, Any]]:
     return [
-        {"commit": c.n, "step": c.step, "bytes": c.bytes, "pinned": c.is_pinned, "folder": c.folder} for c in commits
+        {
+            "commit": c.n,
+            "step": c.step,
+            "bytes": c.bytes,
+            "pinned": c.is_pinned,
+            "folder": c.folder,
+            "stored": c.is_stored,
+            "hosts": list(c.hosts),
+        }
+        for c in commits
     ]
+
+
+def where(commit: dict[str, Any]) -> str:
+    """Where a commit of `commits_as_json` lies that has copies on disks of nodes."""
+    hosts = ", ".join(commit["hosts"])
+    return f"in the store, and on the disk of {hosts}" if commit["stored"] else f"on the disk of {hosts} alone"
 
 
 @dataclass(frozen=True, slots=True)

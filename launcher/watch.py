@@ -154,7 +154,7 @@ class Follower:
                 yield f"commit {event['commit']} was skipped: {event['reason']}"
             case "changed" | "damaged":
                 yield event["text"]
-            case "committed" | "save_failed" | "save_slow" | "save_skipped":
+            case "committed" | "save_failed" | "save_slow" | "save_skipped" | "stored" | "upload_failed":
                 yield from self._saves.lines(event)
             case "save_interval":
                 steps = f"{event['steps']} step{'s' if event['steps'] > 1 else ''}"
@@ -194,8 +194,13 @@ class _SaveWatch:
             case "committed":
                 size = f"{event['bytes'] / 1e6:.1f} MB in {event['seconds']:.1f} s"
                 again = f"; {self._missing} since {_clock_time(self._since)} were not" if self._missing else ""
-                yield f"checkpoint of step {event['step']} committed ({size}){again}"
+                where = f" on the disk of {', '.join(event['hosts'])}" if "hosts" in event else ""
+                yield f"checkpoint of step {event['step']} committed{where} ({size}){again}"
                 self._is_failing, self._missing = False, 0
+            case "stored":
+                yield f"checkpoint of step {event['step']} is in the store, too (copied in {event['seconds']:.1f} s)"
+            case "upload_failed":
+                yield f"checkpoint of step {event['step']} was not copied to the store: {event['cause']}"
 
     def _miss(self, event: dict[str, Any]) -> None:
         if not self._missing:

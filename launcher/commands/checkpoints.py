@@ -17,7 +17,7 @@ from checkpoints.store import open_store
 from launcher.errors import ExportFailed, UsageError
 from launcher.places import runs_dir
 from launcher.runs import Run, find_run
-from launcher.status import commits_as_json
+from launcher.status import commits_as_json, where
 from launcher.terminal import answer, say
 
 
@@ -44,13 +44,18 @@ def _live(log: CommitLog) -> tuple[Commit, ...]:
     return entry.live if entry else ()
 
 
+def _stored(log: CommitLog) -> tuple[Commit, ...]:
+    """Those that can be read from here."""
+    return tuple(commit for commit in _live(log) if commit.is_stored)
+
+
 def _chosen(run: Run, log: CommitLog, step: int | None) -> Commit:
-    """The newest checkpoint, or the newest one of `step`. Raises UsageError when there is none."""
-    live = _live(log)
-    for commit in reversed(live):
+    """The newest checkpoint in the store, or the newest one of `step`. Raises UsageError when there is none."""
+    stored = _stored(log)
+    for commit in reversed(stored):
         if step in (None, commit.step):
             return commit
-    steps = ", ".join(str(commit.step) for commit in live) or "none"
+    steps = ", ".join(str(commit.step) for commit in stored) or "none"
     raise UsageError(
         f"{run.name} has no checkpoint yet; launch status {run.name} says how far it is"
         if step is None
@@ -59,19 +64,20 @@ def _chosen(run: Run, log: CommitLog, step: int | None) -> Commit:
 
 
 def _ls(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
-    commits = _live(log)
+    commits = commits_as_json(_live(log))
     if arguments.json:
-        print(json.dumps(commits_as_json(commits), indent=1))
+        print(json.dumps(commits, indent=1))
         return 0
     for commit in commits:
-        pinned = "  pinned" if commit.is_pinned else ""
-        answer(f"step {commit.step:>8}  commit {commit.n:>6}  {commit.bytes / 1e6:>10.1f} MB{pinned}")
+        size = f"{commit['bytes'] / 1e6:>10.1f} MB"
+        rest = ["pinned"] * commit["pinned"] + [where(commit)] * bool(commit["hosts"])
+        answer("  ".join([f"step {commit['step']:>8}", f"commit {commit['commit']:>6}", size, *rest]))
     return 0
 
 
 def _verify(run: Run, log: CommitLog, arguments: argparse.Namespace) -> int:
-    """Read every byte of the checkpoints and compare digests."""
-    commits = _live(log) if arguments.step is None else (_chosen(run, log, arguments.step),)
+    """Read every byte of the checkpoints in the store and compare digests."""
+    commits = _stored(log) if arguments.step is None else (_chosen(run, log, arguments.step),)
     bad = {}
     for commit in commits:
         try:

@@ -13,7 +13,7 @@ from launcher.groups import changes_of, members_of
 from launcher.pace import duration
 from launcher.places import runs_dir
 from launcher.runs import Run, find_run
-from launcher.status import run_state, run_summary
+from launcher.status import run_state, run_summary, where
 from launcher.terminal import answer
 
 
@@ -44,7 +44,8 @@ def status(arguments: argparse.Namespace) -> int:
         answer(f"  rank {slow['rank']} on {slow['host']} is slow: {own}, {slow['ratio']:.2f} times the median rank")
     for commit in state["commits"]:
         pinned = ", pinned" if commit["pinned"] else ""
-        answer(f"  checkpoint of step {commit['step']}, {commit['bytes'] / 1e6:.1f} MB{pinned}")
+        place = f", {where(commit)}" if commit["hosts"] else ""
+        answer(f"  checkpoint of step {commit['step']}, {commit['bytes'] / 1e6:.1f} MB{pinned}{place}")
     answer(f"  {state['folder']}")
     return 0
 

@@ -37,7 +37,7 @@ from launcher.overrides import flatten
 from launcher.places import is_object, remedy_for, word_for
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
-from launcher.runs import FORMAT, PREEMPTED_CODE, STOP_AFTER, Attempt, Outcome, Run, write_json
+from launcher.runs import PREEMPTED_CODE, STOP_AFTER, Attempt, Outcome, Run, write_json
 from launcher.supervise import Start, start_attempts, supervise
 from launcher.terminal import answer, say
 from launcher.watch import make_display
@@ -214,7 +214,7 @@ def record_of(work: Work) -> dict[str, object]:
     """What a run's run.json says."""
     resolved, group = work.resolved, work.group
     record: dict[str, object] = {
-        "format": FORMAT,
+        "format": work.run.format_with(copies=resolved.recipe.checkpoint.local_folder is not None),
         "run": work.run.name,
         "recipe": resolved.source,
         "steps": resolved.recipe.steps,

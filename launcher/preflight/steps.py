@@ -32,7 +32,13 @@ def real_steps(source: str, words: Sequence[str], scale: Scale, tell: Callable[[
     words += [f"steps={STEPS + 1}", "evaluation.samples=0"]
     recipe = one_micro_batch(loading.load(source, words, laptop=not scale.is_real).recipe)
     samples = recipe.batch.micro if scale.is_real else min(recipe.batch.micro, _MOST_SAMPLES)
-    words = [*_without(words, _BATCH), "batch.tokens=null", f"batch.size={samples}", f"batch.micro={samples}"]
+    words = [
+        *_without(words, _BATCH),
+        "checkpoint.local_folder=null",
+        "batch.tokens=null",
+        f"batch.size={samples}",
+        f"batch.micro={samples}",
+    ]
     with tempfile.TemporaryDirectory(prefix="launch-steps-") as folder:
         run = Run(Path(folder) / "steps")
         with Trial(run, [source, *words, f"stop_after={STEPS}"], on_cpu=False, is_small=not scale.is_real) as trial:

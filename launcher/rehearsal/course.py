@@ -63,6 +63,7 @@ def _checks(course: Course) -> Iterator[Check]:
     settings: dict[str, object] = {
         "checkpoint.every": _SAVE_EVERY,
         "checkpoint.keep": 1,
+        "checkpoint.local_folder": "null",
         "evaluation.samples": min(course.recipe.evaluation.samples, _HELD_OUT),
         "evaluation.prompt": "null",
     }

@@ -28,7 +28,7 @@ from launcher.disk import disk_trouble
 from launcher.errors import LaunchError, NoProgress
 from launcher.job_start import attempt_of
 from launcher.runs import PREEMPTED_CODE, Attempt, Outcome, Run
-from launcher.status import commit_count
+from launcher.status import newest_commit
 from launcher.train.failures import Failure, first_failure, first_of
 from launcher.train.forkserver import start_forkserver
 from launcher.train.grace import Grace, leave_in_time
@@ -135,7 +135,7 @@ class _Judge:
         self._notice = notice
         self._events = attempt.open_events()
         self._fruitless = 0
-        self._commits = commit_count(run)
+        self._commit = newest_commit(run)
 
     def verdict(self, restart: int, told: list[dict[str, Any]]) -> dict[str, Any]:
         """`outcome` of the attempt, None when it goes on; and how often in a row ranks ended without a new commit."""
@@ -149,8 +149,8 @@ class _Judge:
         reasons = [reason for reason in (self._notice.reason(), *(node["notice"] for node in told)) if reason]
         if reasons and failure.is_retryable:
             return Outcome(state="PREEMPTED", cause=reasons[0], exit_code=PREEMPTED_CODE)
-        before, self._commits = self._commits, commit_count(self._run)
-        self._fruitless = self._fruitless + 1 if self._commits == before else 0
+        before, self._commit = self._commit, newest_commit(self._run)  # on this machine one on its disk is as good
+        self._fruitless = self._fruitless + 1 if self._commit == before else 0
         if not failure.is_retryable or self._fruitless > RESTARTS_WITHOUT_COMMIT:
             return _failed(failure, self._fruitless)
         self._events.tell("restarted", restart=restart + 1, cause=str(failure))

@@ -27,7 +27,12 @@ def train(session: Session) -> Outcome:
     """Train from the session's progress to the end of the recipe, or to the step that the ranks agree to stop at."""
     recipe, progress = session.recipe, session.progress
     last = recipe.stop_after or recipe.steps
-    if (progress.step == 0 and not _evaluate(session)) or any_rank(session.notice.is_given(), session.engine.device):
+    is_stopped = progress.step == 0 and not _evaluate(session)
+    is_stopped = is_stopped or any_rank(session.notice.is_given(), session.engine.device)
+    if session.is_only_local and (is_stopped or progress.step >= last):  # no step will be taken, and so no save be made
+        session.save(is_last=True)
+        _report_saves(session, session.saver.wait(SAVE_DEADLINE_SECONDS))
+    if is_stopped:
         return _stopped(session)
     batches = session.batches()
     session.pulse.begin_steps()
@@ -38,6 +43,7 @@ def train(session: Session) -> Outcome:
             session.save(is_last=at_end)
         session.report_slow_save()
         _report_saves(session, session.saver.poll())
+        _report_uploads(session)
         if at_end:
             break
         if recipe.evaluation.every and progress.step % recipe.evaluation.every == 0 and not _evaluate(session):
@@ -45,9 +51,10 @@ def train(session: Session) -> Outcome:
             break
     with session.pulse.during(Phase.SAVING):
         _report_saves(session, session.saver.wait(SAVE_DEADLINE_SECONDS))
+    _report_uploads(session)
     if progress.step < recipe.steps or session.was_late:
         return _stopped(session)
-    if session.committed_step < progress.step:
+    if session.stored_step < progress.step:
         raise RunFailed(f"the checkpoint of the last step {progress.step} could not be written; mend that and resume")
     if not _evaluate(session):
         return _stopped(session)
@@ -115,12 +122,16 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _stopped(session: Session) -> Outcome:
-    """Preempted, at the step of the newest commit: that is where the run will go on."""
+    """Preempted, at the step of the newest commit that outlives the machines: that far the run cannot fall back."""
     is_early = session.progress.step == session.recipe.stop_after
     cause = session.notice.reason() or (STOP_AFTER if is_early else "another node was asked to stop")
+    if session.was_late:  # but what is on a disk alone may still get to the store
+        with session.pulse.during(Phase.SAVING):
+            session.saver.wait_for_upload(min(SAVE_DEADLINE_SECONDS, max(0.0, session.grace.left())))
+        _report_uploads(session)
     session.close(is_finished=False)
     is_out_of_time = session.grace.is_out_of_time()
-    step = session.committed_step
+    step = session.kept_step()
     return Outcome(state="PREEMPTED", cause=cause, exit_code=PREEMPTED_CODE, step=step, is_out_of_time=is_out_of_time)
 
 
@@ -157,11 +168,22 @@ def _report_saves(session: Session, results: list[SaveResult]) -> None:
         for damage in result.damage:
             session.report("damaged", text=damage)
         if result.commit is not None:
-            session.save_ended(result.step, result.seconds)
-            size, seconds = result.commit.bytes, round(result.seconds, 3)
-            session.report("committed", step=result.step, commit=result.commit.n, bytes=size, seconds=seconds)
+            commit, seconds = result.commit, round(result.seconds, 3)
+            session.save_ended(result.step, result.seconds, is_stored=commit.is_stored)
+            where = {} if commit.is_stored else {"hosts": commit.hosts}
+            session.report("committed", step=result.step, commit=commit.n, bytes=commit.bytes, seconds=seconds, **where)
             continue
         session.report("save_failed", step=result.step, cause=str(result.abort))
         can_wait = result.abort is not None and result.abort.is_unwritable
         if session.saver.aborts_in_a_row >= ABORTED_SAVES_IN_A_ROW and not can_wait:
             raise RunFailed(f"{ABORTED_SAVES_IN_A_ROW} checkpoints in a row failed: {result.abort}")
+
+
+def _report_uploads(session: Session) -> None:
+    """Say which commits have gone from disks of nodes to the store. One that has not is no loss: the next one may."""
+    for upload in session.saver.poll_uploads():
+        step, commit = upload.commit.step, upload.commit.n
+        if upload.failure:
+            session.report("upload_failed", step=step, commit=commit, cause=upload.failure)
+        else:
+            session.report("stored", step=step, commit=commit, seconds=round(upload.seconds, 3))

@@ -16,16 +16,19 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from checkpoints.channel import Channel
+from checkpoints.errors import StoreError, StoreFull
 from checkpoints.log import Claim, CommitLog
 from checkpoints.owner import Owner
+from checkpoints.policy import newest_stored
 from checkpoints.restorer import Restored, restore
 from checkpoints.saver import Saver
-from checkpoints.store import Store, open_store, probe
+from checkpoints.store import Store, open_copies, open_store, probe, probe_writing
 from checkpoints.strict_json import Fields
 from cluster.preemption import Notice
 from cluster.topology import Topology
 from launcher import loading
 from launcher.drift import check, compare_identities
+from launcher.errors import UsageError
 from launcher.places import is_object
 from launcher.plan import Plan, batch_size
 from launcher.recipe import Recipe
@@ -83,7 +86,8 @@ class Session:
     held_out: Sequence[Example]
     events: Events
     progress: Progress = field(default_factory=Progress)
-    committed_step: int = 0
+    stored_step: int = 0  # of the newest commit that was saved to the store, or that the run goes on from
+    is_only_local: bool = False  # the commit that the run goes on from, and none was saved since
     longest_save_seconds: float = 0.0
     longest_step_seconds: float = 0.0
     schedule: SaveSchedule | None = None  # on rank 0 alone
@@ -125,10 +129,11 @@ class Session:
             self.schedule.step_taken(seconds)
             self._report_interval(self.schedule)
 
-    def save_ended(self, step: int, seconds: float) -> None:
-        """A checkpoint was committed so long after its save had begun."""
-        self.committed_step = step
-        self.longest_save_seconds = max(self.longest_save_seconds, seconds)
+    def save_ended(self, step: int, seconds: float, *, is_stored: bool) -> None:
+        """A checkpoint was committed so long after its save had begun: to the store, or to the disk of each node."""
+        if is_stored:  # as the last one has to be
+            self.stored_step = step
+            self.longest_save_seconds = max(self.longest_save_seconds, seconds)
         if self.schedule is not None:
             self.schedule.save_ended(seconds)
 
@@ -154,9 +159,10 @@ class Session:
         started = time.perf_counter()
         is_free = self.saver.is_free(3 * SAVE_DEADLINE_SECONDS if is_last else self._patience_seconds())
         is_late = is_last and self.grace.left() < self.longest_save_seconds
-        votes = torch.tensor([self.progress.digest, not is_free, is_late], dtype=torch.int64, device=self.engine.device)
+        own = [self.progress.digest, not is_free, is_late, self.notice.is_asked_to_save()]
+        votes = torch.tensor(own, dtype=torch.int64, device=self.engine.device)
         dist.all_reduce(votes)
-        total, busy_ranks, late_ranks = votes.tolist()
+        total, busy_ranks, late_ranks, warned_ranks = votes.tolist()
         if self.metrics is not None:
             self.metrics.flush()
         if late_ranks:
@@ -169,7 +175,9 @@ class Session:
             metadata: dict[str, object] = {"step": self.progress.step, "samples": samples, "identity": self.identity}
             if self.engine.loss_scale is not None:
                 metadata["loss_scale"] = asdict(self.engine.loss_scale)
-            self.saver.save(self.progress.step, self.engine.state(), metadata)
+            to_store = is_last or warned_ranks > 0  # the disk of a machine that may be taken away keeps nothing
+            self.saver.save(self.progress.step, self.engine.state(), metadata, to_store=to_store)
+            self.is_only_local = False
             self.has_saved_as_asked = self.notice.is_asked_to_save()
             if self.schedule is not None:
                 self.schedule.save_begun(time.perf_counter() - started)
@@ -188,6 +196,11 @@ class Session:
         usual = max(SLOW_SAVE_SECONDS, SLOW_SAVE_FACTOR * self.longest_save_seconds)
         return 0.0 if running is None else max(0.0, usual - running.seconds)
 
+    def kept_step(self) -> int:
+        """How far the run cannot fall back, whatever machine is lost; 0 for nowhere. Rank 0 knows of copies, too."""
+        kept = newest_stored(self.claim.state) if self.claim is not None else None
+        return self.stored_step if kept is None else kept.step
+
     def close(self, *, is_finished: bool) -> None:
         """Wait until everything is on disk. Raises Fenced when the run was taken over meanwhile."""
         with self.pulse.during(Phase.SAVING):
@@ -196,6 +209,8 @@ class Session:
                 self.metrics.flush()
             if self.claim is not None and is_finished:
                 self.claim.done()
+            if is_finished:
+                self.saver.delete_copies()
 
 
 def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: Notice, pulse: Pulse) -> Session:
@@ -209,13 +224,14 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
     rank = dist.get_rank()
     store = open_store(run.checkpoints)
     claim = _claim(store, run, attempt, agent=agent, is_takeover=record["takeover"]) if rank == 0 else None
+    channel = _open_channel(f"{attempt.number}/{restart}")
+    copies = _open_copies(recipe.checkpoint.local_folder, store, channel, is_first=rank == 0, restart=restart)
     model = load_model(recipe, device, precision, restores=any_rank(_has_commit(claim), device))
     trainable, total = model.count()  # now: sharding loses how much the bytes of 4-bit weights stand for
     engine = make_engine(recipe, plan, model.module, device, precision)
-    channel = _open_channel(f"{attempt.number}/{restart}")
     saver = Saver(
         store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks,
-        keep=recipe.checkpoint.keep, deadline_seconds=SAVE_DEADLINE_SECONDS,
+        keep=recipe.checkpoint.keep, copies=copies, deadline_seconds=SAVE_DEADLINE_SECONDS,
     )  # fmt: skip
     session = Session(
         attempt=attempt, recipe=recipe, plan=plan, notice=notice, grace=Grace(notice, record["grace_seconds"]),
@@ -230,7 +246,7 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         )
     state = engine.state()
     restored = restore(
-        store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks, state=state
+        store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks, state=state, copies=copies
     )
     if restored is not None:
         engine.state_restored()
@@ -298,14 +314,39 @@ def _claim(store: Store, run: Run, attempt: Attempt, *, agent: int, is_takeover:
 def _longest_save_seconds(run: Run) -> float:
     """Of the newest attempt that has saved: a start may be too short for more than its last save. 0 if none has."""
     for attempt in reversed(run.attempts()):
-        saves = [event.get("seconds") for event in attempt.read_events() if event.get("event") == "committed"]
+        saves = [event.get("seconds") for event in attempt.read_events() if _is_save_to_store(event)]
         if seconds := [value for value in saves if isinstance(value, float)]:
             return max(seconds)
     return 0.0
 
 
+def _is_save_to_store(event: dict[str, Any]) -> bool:
+    return event.get("event") == "committed" and "hosts" not in event
+
+
 def _has_commit(claim: Claim | None) -> bool:
     return claim is not None and bool(claim.state.live)
+
+
+def _open_copies(folder: str | None, store: Store, channel: Channel, *, is_first: bool, restart: int) -> Store | None:
+    """Where this node's disk keeps copies, by the name that the first rank reads in the log; None without a folder.
+
+    Raises UsageError when an attempt begins and nothing can be written there. Later, saves go to the store then.
+    """
+    if folder is None:
+        return None
+    if is_first:
+        channel.post("log", CommitLog(store).name().encode())
+    name = channel.wait("log", 0, SAVE_DEADLINE_SECONDS).decode()
+    copies = open_copies(folder, name)
+    try:
+        if restart == 0:
+            probe_writing(copies)
+    except StoreError as error:
+        if not isinstance(error, StoreFull):  # there may be room again when a save comes
+            what = f"checkpoint.local_folder={folder} cannot be written ({error.reason})"
+            raise UsageError(f"{what}; use a folder of the machine's own disk") from error
+    return copies
 
 
 def _open_channel(prefix: str) -> Channel:
@@ -341,8 +382,10 @@ def _take_up(session: Session, restored: Restored, allowed: list[str]) -> None:
             session.report("skipped", commit=commit, reason=reason)
         session.report("resumed", step=step, commit=restored.commit.n)
         session.progress.digest = int(samples.text("digest", most=16), 16)
-    session.progress.step = session.committed_step = step
+    session.progress.step = step
     session.progress.samples = samples.integer("count")
+    session.is_only_local = not restored.commit.is_stored
+    session.stored_step = 0 if session.is_only_local else step
     if session.engine.loss_scale is not None and "loss_scale" in restored.metadata:  # another precision has none
         saved = metadata.inner("loss_scale")
         session.engine.loss_scale = LossScale(factor=saved.number("factor"), good_steps=saved.integer("good_steps"))

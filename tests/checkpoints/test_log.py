@@ -19,6 +19,15 @@ from checkpoints.memory_store import MemoryStore
 from checkpoints.posix_store import PosixStore
 from checkpoints.store import Created
 
+ENTRY_BEFORE_LOCAL_COPIES = (  # as it was written then
+    b'{"base":null,"body":{},"commits":2,'
+    b'"digest":"61db912ae2a2d0dc93ba93f8cbea45084630a813f4d639551d2c8cc2806fb878","doubtful_epoch":0,"epoch":1,'
+    b'"is_done":false,"kind":"COMMIT","live":[{"bytes":4096,"epoch":1,"folder":"data/1-20-ab","is_pinned":false,'
+    b'"is_verified":true,"manifest_digest":"d","n":2,"step":20},{"bytes":4096,"epoch":1,"folder":"data/1-30-ab",'
+    b'"is_pinned":true,"is_verified":false,"manifest_digest":"d","n":3,"step":30}],"n":3,"nonce":"f",'
+    b'"owner":{"boot_id":"b","host":"vm","job":"run/1","pid":7,"started":9},"prev":"p","written_at":1.5}\n'
+)
+
 
 def commit(held: Claim, step: int, verified: tuple[int, ...] = ()) -> Commit:
     return held.commit(step=step, folder=f"data/{held.epoch}-{step}-ab", manifest_digest="d", size=1, verified=verified)
@@ -187,6 +196,63 @@ def test_a_damaged_newest_entry_is_skipped_and_reported() -> None:
     assert reading.entry.live == (first,)
     for found in (reading.damage, CommitLog(store).history()[1]):
         assert [str(error).startswith(entry_key(second.n)) for error in found] == [True]
+
+
+def test_a_claim_is_refused_when_damaged_entries_alone_may_tell_of_what_was_saved() -> None:
+    store = MemoryStore()
+    held = claim(store)
+    store.put("data/1-10-ab/MANIFEST.json", [memoryview(b"{}")])
+    damage(store, commit(held, 10).n)
+    with pytest.raises(CorruptCheckpoint, match="1 entries are damaged, and those before tell of no commit"):
+        claim(store)
+
+
+def test_an_entry_of_a_run_without_local_copies_is_read_and_written_as_before_there_could_be_any() -> None:
+    def old(n: int, *, is_verified: bool) -> Commit:
+        folder = f"data/1-{10 * n}-ab"
+        return Commit(
+            n=n, step=10 * n, epoch=1, folder=folder, manifest_digest="d", bytes=4096,
+            is_pinned=not is_verified, is_verified=is_verified,
+        )  # fmt: skip
+
+    entry = Entry.from_bytes(3, ENTRY_BEFORE_LOCAL_COPIES)
+    assert entry.live == (old(2, is_verified=True), old(3, is_verified=False))
+    assert all(commit.is_stored and commit.hosts == () for commit in entry.live)
+    assert replace(entry).to_bytes() == ENTRY_BEFORE_LOCAL_COPIES
+
+
+def test_a_commit_on_disks_alone_is_so_whatever_they_are_called() -> None:
+    store = MemoryStore()
+    held = claim(store)
+    for hosts in ((), ("",), ("vm",)):
+        made = held.commit(step=1, folder="data/1-1-ab", manifest_digest="d", size=1, is_stored=False, hosts=hosts)
+        assert (made.is_stored, made.hosts) == (False, hosts)
+    assert live(store)[-1] == made
+
+
+def test_what_has_reached_the_store_is_verified_when_the_next_commit_says_so() -> None:
+    held = claim(MemoryStore())
+    made = held.commit(step=1, folder="data/1-1-ab", manifest_digest="d", size=1, is_stored=False, hosts=("vm",))
+    held.stored(made.n)
+    assert [(found.is_stored, found.is_verified) for found in held.state.live] == [(True, False)]
+    commit(held, 2, verified=(made.n,))
+    assert held.state.live[0].is_verified
+
+
+def test_logs_of_one_place_have_names_of_their_own_that_stay() -> None:
+    first, second = MemoryStore(), MemoryStore()
+    held = claim(first)
+    claim(second)
+    name = CommitLog(first).name()
+    commit(held, 10)
+    assert CommitLog(first).name() == name != CommitLog(second).name()
+
+
+def test_a_run_goes_on_from_a_log_of_before_local_copies() -> None:
+    store = MemoryStore()
+    store.create(entry_key(3), ENTRY_BEFORE_LOCAL_COPIES)
+    state = claim(store).state
+    assert (state.epoch, state.base, [commit.n for commit in state.live]) == (2, 3, [2, 3])
 
 
 def test_a_claim_over_a_damaged_entry_fences_the_claim_that_it_may_have_been() -> None:

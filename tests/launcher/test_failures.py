@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from launcher.train.failures import describe
+from checkpoints.log import CommitLog
+from checkpoints.owner import this_process
+from checkpoints.store import open_store
+from cluster.preemption import Notice
+from launcher.runs import Run
+from launcher.status import commit_count
+from launcher.train.__main__ import _Judge
+from launcher.train.failures import Failure, describe
 
 
 @pytest.mark.parametrize(
@@ -31,3 +39,15 @@ def test_an_exception_is_told_in_the_words_of_its_kind(tmp_path: Path, error, ki
     assert (failure.rank, failure.kind) == (1, kind)
     assert failure.cause.startswith(cause)
     assert "\n" not in failure.cause
+
+
+def test_on_one_machine_a_commit_on_its_disk_is_progress_and_none_is_not(tmp_path: Path):
+    run = Run(tmp_path)
+    claim = CommitLog(open_store(run.checkpoints)).claim(this_process("run/1"))
+    claim.commit(step=1, folder="data/1-1-ab", manifest_digest="d", size=1)
+    judge = _Judge(run, run.new_attempt({}), Notice(tmp_path / "notice"))
+    killed = [{"failure": asdict(Failure(rank=0, host="vm", kind="killed", cause="killed", time=0.0)), "notice": None}]
+    assert judge.verdict(0, killed)["fruitless"] == 1
+    claim.commit(step=2, folder="data/1-2-ab", manifest_digest="d", size=1, is_stored=False, hosts=("vm",))
+    assert judge.verdict(1, killed)["fruitless"] == 0
+    assert commit_count(run) == 1  # what counts on another machine

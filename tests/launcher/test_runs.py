@@ -51,8 +51,15 @@ def test_an_unknown_run_names_the_nearest_one(tmp_path):
 
 def test_a_folder_of_another_format_is_refused(tmp_path):
     write_json(tmp_path / "run.json", {"format": 99})
-    with pytest.raises(UsageError, match="has format 99; this launcher reads format 1"):
+    with pytest.raises(UsageError, match="has format 99; this launcher reads formats 1 and 2"):
         Run(tmp_path).record()
+
+
+def test_a_run_that_has_had_copies_on_disks_keeps_the_format_that_says_so(tmp_path):
+    run = Run(tmp_path)
+    assert [run.format_with(copies=copies) for copies in (False, True)] == [1, 2]
+    write_json(tmp_path / "run.json", {"format": 2})
+    assert run.format_with(copies=False) == 2
 
 
 def test_a_tail_sees_each_whole_line_once(tmp_path):

@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 from support.disk import File, Folder
 
-from checkpoints import restorer
-from checkpoints.committer import Committer, Saved
+from checkpoints import manifest, restorer
+from checkpoints.committer import Committer, Saved, _Place
 from checkpoints.entry import Commit, Entry, Kind
 from checkpoints.errors import KeyMissing, StoreError
 from checkpoints.log import Claim, CommitLog
@@ -22,6 +22,7 @@ from checkpoints.posix_store import PosixStore
 from checkpoints.reader import CommitReader
 from checkpoints.restorer import _Ballot
 from checkpoints.store import Store
+from checkpoints.uploads import Uploads
 
 Patch = AbstractContextManager[object]
 
@@ -54,7 +55,7 @@ def delete_before_retire() -> Patch:
     def early(self: Committer, saved: Saved) -> None:
         assert self._claim is not None
         for gone in retirable(self._claim.state, self._keep):
-            self._delete(self._store.list(f"{gone.folder}/"))
+            self._delete(self._store, self._store.list(f"{gone.folder}/"))
         finish(self, saved)
 
     return patch.object(Committer, "finish", early)
@@ -64,14 +65,14 @@ def retire_before_save() -> Patch:
     """Room is made for a save before it has become a commit."""
     save = Committer.save
 
-    def greedy(self: Committer, number: int, step: int, metadata: Mapping[str, Any]) -> Saved:
+    def greedy(self: Committer, number: int, step: int, metadata: Mapping[str, Any], *, to_store: bool) -> Saved:
         assert self._claim is not None
         gone = self._claim.state.live
         if gone:
             self._claim._append(Kind.RETIRE, {}, lambda entry: replace(entry, live=()))
             for commit in gone:
-                self._delete(self._store.list(f"{commit.folder}/"))
-        return save(self, number, step, metadata)
+                self._delete(self._store, self._store.list(f"{commit.folder}/"))
+        return save(self, number, step, metadata, to_store=to_store)
 
     return patch.object(Committer, "save", greedy)
 
@@ -165,11 +166,11 @@ def unpickles() -> Patch:
     """What looks like metadata beside a commit is loaded, as DCP loads its own."""
     opened = restorer.open_commit
 
-    def load(store: Store, commit: Commit) -> CommitReader:
+    def load(store: Store, commit: Commit, copies: Store | None) -> CommitReader:
         for key in store.list(f"{commit.folder}/"):
             if key.endswith(".pkl"):
                 pickle.loads(store.get(key))
-        return opened(store, commit)
+        return opened(store, commit, copies)
 
     return patch("checkpoints.restorer.open_commit", load)
 
@@ -177,19 +178,57 @@ def unpickles() -> Patch:
 def overwrite_attempt_dir() -> Patch:
     """The folder of a save is named after its step alone."""
 
-    def reuse(self: Committer, number: int, step: int) -> str:
-        return f"data/1-{step}-0"
+    def reuse(self: Committer, number: int, step: int, *, to_store: bool) -> _Place:
+        return _Place(folder=f"data/1-{step}-0", is_local=False)
 
-    return patch.object(Committer, "_agree_on_folder", reuse)
+    return patch.object(Committer, "_agree_on_place", reuse)
 
 
 def keep_deletes_newest() -> Patch:
-    return patch("checkpoints.log.retirable", lambda state, keep: state.live[keep:])
+    return patch("checkpoints.log.retirable", lambda state, keep, uploading: state.live[keep:])
 
 
 def no_verify() -> Patch:
     """Commits go without a newer one having been read back."""
-    return patch("checkpoints.log.retirable", lambda state, keep: state.live[:-keep])
+    return patch("checkpoints.log.retirable", lambda state, keep, uploading: state.live[:-keep])
+
+
+def keep_counts_copies_on_disks() -> Patch:
+    """What is on disks of nodes alone makes room as if it were in the store."""
+
+    def blind(state: Entry, keep: int, uploading: int = 0) -> tuple[Commit, ...]:
+        live = tuple(replace(commit, is_stored=True) for commit in state.live)
+        gone = {commit.n for commit in retirable(replace(state, live=live), keep, uploading)}
+        return tuple(commit for commit in state.live if commit.n in gone)
+
+    return patch("checkpoints.log.retirable", blind)
+
+
+def copies_are_trusted() -> Patch:
+    """What is on the disk of this node is used without its digests."""
+    read = CommitReader._blocks
+
+    def trusting(self: CommitReader, file: manifest.File, first: int, count: int) -> bytes:
+        if self._copies is not None:
+            with suppress(StoreError):
+                key, size = f"{self._commit.folder}/{file.path}", file.block_bytes
+                return self._copies.get(key, first * size, count * size)
+        return read(self, file, first, count)
+
+    return patch.object(CommitReader, "_blocks", trusting)
+
+
+def stored_before_it_is() -> Patch:
+    """A copy is said to be in the store when it is about to be made."""
+    begin = Uploads.begin
+
+    def early(self: Uploads, commit: Commit, file: manifest.File | None, trouble: str) -> None:
+        if self._claim is not None:
+            self._claim.stored(commit.n)
+        with patch.object(Claim, "stored", lambda self, n: None):
+            begin(self, commit, file, trouble)
+
+    return patch.object(Uploads, "begin", early)
 
 
 def manifests_unread() -> Patch:
@@ -197,7 +236,8 @@ def manifests_unread() -> Patch:
     finish = Committer.finish
 
     def finish_shards(self: Committer, saved: Saved) -> None:
-        finish(self, replace(saved, files=tuple(file for file in saved.files if file.path != "MANIFEST.json")))
+        with patch.object(self, "_manifest", None):
+            finish(self, saved)
 
     return patch.object(Committer, "finish", finish_shards)
 

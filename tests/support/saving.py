@@ -59,9 +59,9 @@ class Alone:
     restored: Restored | None
     state: dict[str, torch.Tensor]
 
-    def save(self, step: int) -> SaveResult:
+    def save(self, step: int, *, to_store: bool = False) -> SaveResult:
         """Save the state of that step, and wait for the result."""
-        self.saver.save(step, state_of(step), {"samples": step * 8})
+        self.saver.save(step, state_of(step), {"samples": step * 8}, to_store=to_store)
         (result,) = self.saver.wait(SECONDS)
         return result
 
@@ -69,14 +69,30 @@ class Alone:
         self.saver.close(SECONDS)
 
 
-def start(store: Store, keep: int = 2, log_seconds: float = 5) -> Alone:
+def start(store: Store, keep: int = 2, log_seconds: float = 5, copies: Store | None = None) -> Alone:
     """Claim, restore, and be ready to save."""
     held = claim(store, log_seconds=log_seconds)
     channel = Channel(HashStore(), "attempt")
     state = state_of(-1)
     restored = restore(
-        store=store, channel=channel, claim=held, rank=0, world_size=1, state=state, deadline_seconds=SECONDS
+        store=store,
+        channel=channel,
+        claim=held,
+        rank=0,
+        world_size=1,
+        state=state,
+        copies=copies,
+        deadline_seconds=SECONDS,
     )
-    saver = Saver(store=store, channel=channel, claim=held, rank=0, world_size=1, keep=keep, deadline_seconds=SECONDS)
+    saver = Saver(
+        store=store,
+        channel=channel,
+        claim=held,
+        rank=0,
+        world_size=1,
+        keep=keep,
+        copies=copies,
+        deadline_seconds=SECONDS,
+    )
     saver.prepare(state)
     return Alone(store, held, saver, restored, state)

@@ -72,8 +72,11 @@ class World:
     """What all attempts share. `late`: what the store may yet do. `falsified`: saves not stored as given."""
 
     bucket: ObjectStore = field(default_factory=ObjectStore)
+    disks: tuple[ObjectStore, ...] = field(default_factory=lambda: (ObjectStore(), ObjectStore()))  # one of each host
+    lost: set[str] = field(default_factory=set)  # folders that a disk has not, or not as they were
     clock: Clock = field(default_factory=Clock)
     full_for: int = 0  # so many more writes find no space
+    is_slow: bool = False  # nothing of what is copied from disks arrives in time
     lies: int = 0  # so many more files are stored as something else than was given
     lies_about: str = ""  # whose keys end in that
     late: list[Callable[[], object]] = field(default_factory=list)
@@ -92,7 +95,31 @@ class World:
         return stack
 
     def is_whole(self, commit: Commit) -> bool:
-        return commit.folder not in self.falsified
+        """In the store, as far as nothing has deleted it."""
+        return commit.is_stored and commit.folder not in self.falsified
+
+    def lose(self, host: int) -> None:
+        """The machine is gone, with what its disk has had; another one takes its place."""
+        for key in self.disks[host].list("data/"):
+            self.lost.add(key.rpartition("/")[0])
+            self.disks[host].delete(key)
+
+    def is_on_a_disk(self, key: str) -> bool:
+        return any(key in disk.list("data/") for disk in self.disks)
+
+    def damage(self, host: int, key: str) -> None:
+        """The disk keeps something else from here on."""
+        self.lost.add(key.rpartition("/")[0])
+        data = self.disks[host].get(key)
+        self.disks[host].delete(key)
+        self.disks[host].plant(key, bytes([data[0] ^ 1]) + data[1:])
+
+    def can_be_read(self, commit: Commit, host: int | None) -> bool:
+        """Whether an attempt on that host has to be able to start from it."""
+        if commit.is_stored or host is None:
+            return self.is_whole(commit)
+        is_there = any(key.startswith(f"{commit.folder}/") for key in self.disks[host].list("data/"))
+        return is_there and commit.folder not in self.falsified | self.lost
 
 
 @dataclass(frozen=True)
@@ -119,6 +146,7 @@ class Turns:
     def __init__(self) -> None:
         self.asks: Ask | None = None
         self.is_over = False
+        self.is_dead = False
         self._changed = threading.Condition()
         self._ending: Ending = None
 
@@ -152,14 +180,22 @@ class _Late(StoreError):
 
 
 class RankStore(FaultyStore):
-    """What one rank sees of the object store."""
+    """What one rank sees of the object store, or of its host's disk."""
 
-    def __init__(self, world: World, turns: Turns) -> None:
-        super().__init__(world.bucket)
+    def __init__(self, world: World, turns: Turns, inner: ObjectStore) -> None:
+        self._world, self._turns = world, turns
+        super().__init__(inner)
         self.epoch = 0  # of its attempt's claim; 0 before there is one
         self.was_hit = False
-        self._world, self._turns = world, turns
         self._trouble: Trouble | None = None
+
+    @property
+    def is_dead(self) -> bool:
+        return self._turns.is_dead
+
+    @is_dead.setter
+    def is_dead(self, is_dead: bool) -> None:
+        self._turns.is_dead |= is_dead
 
     def create(self, key: str, data: bytes) -> Created:
         try:
@@ -170,6 +206,8 @@ class RankStore(FaultyStore):
 
     def put(self, key: str, blocks: Iterable[memoryview]) -> None:
         data = b"".join(blocks)
+        if self._world.is_slow and self.inner is self._world.bucket and self._world.is_on_a_disk(key):
+            raise StoreError("put", key, "there is no answer")
         try:
             super().put(key, self._as_stored(key, data))
         except _Late:
@@ -214,7 +252,8 @@ class RankStore(FaultyStore):
             found, entry = _SAVE_FOLDER.match(key), CommitLog(self._world.bucket).read()
             assert found is not None, f"no friendly fire: {key}, which is of no save, is deleted"
             assert int(found[1]) <= self.epoch, f"no friendly fire: epoch {self.epoch} deletes {key}"
-            live = {commit.folder for commit in entry.live} if entry else set()
+            is_on_disk = self.inner is not self._world.bucket  # where there may be a copy of what the store has
+            live = {commit.folder for commit in entry.live if not (is_on_disk and commit.is_stored)} if entry else set()
             assert key.rpartition("/")[0] not in live, f"no friendly fire: {key} of a live commit is deleted"
 
 
@@ -247,6 +286,9 @@ class Board:
         if ending is Trouble.SILENT:
             raise RuntimeError("the time is up")
 
+    def clone(self) -> Board:
+        return self
+
     def delete_key(self, key: str) -> bool:
         return self._messages.pop(key, None) is not None
 
@@ -269,7 +311,9 @@ class Rank:
     def __init__(self, attempt: Attempt, number: int) -> None:
         self.number = number
         self.turns = Turns()
-        self.store = RankStore(attempt.world, self.turns)
+        self.store = RankStore(attempt.world, self.turns, attempt.world.bucket)
+        disk = None if attempt.host is None else attempt.world.disks[attempt.host]
+        self.copies = None if disk is None else RankStore(attempt.world, self.turns, disk)
         self.board = Board(attempt.messages, self.store, self.turns)
         self.ended_with: BaseException | None = None  # None also for a good end
         self.failure: BaseException | None = None  # what no attempt may end with
@@ -279,6 +323,10 @@ class Rank:
     def begin(self) -> None:
         self._thread.start()
         self.turns.settle()
+
+    @property
+    def stores(self) -> list[RankStore]:
+        return [self.store] if self.copies is None else [self.store, self.copies]
 
     @property
     def can_go_on(self) -> bool:
@@ -302,10 +350,24 @@ class Rank:
 
 
 class Attempt:
-    """One attempt of the run, of one or two ranks: it goes on after the newest commit, and saves a few steps."""
+    """One attempt of the run, of one or two ranks: it goes on after the newest commit, and saves a few steps.
 
-    def __init__(self, world: World, number: int, *, ranks: int, keep: int, saves: int, is_finished: bool) -> None:
+    host: on whose disk it keeps copies; None where it keeps none.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        number: int,
+        *,
+        ranks: int,
+        keep: int,
+        saves: int,
+        is_finished: bool,
+        host: int | None = None,
+    ) -> None:
         self.world = world
+        self.host = host
         self.number = number
         self.told: list[Commit] = []
         self.claimed: Entry | None = None
@@ -324,7 +386,7 @@ class Attempt:
 
     @property
     def was_hit(self) -> bool:
-        return any(rank.store.was_hit for rank in self.ranks)
+        return any(store.was_hit for rank in self.ranks for store in rank.stores)
 
     def raise_failure(self) -> None:
         """Raises what a rank may not end with, such as that of an invariant that it has seen broken."""
@@ -340,12 +402,12 @@ class Attempt:
         channel, state = Channel(rank.board, "attempt"), state_of(-1)
         restored = restore(
             store=rank.store, channel=channel, claim=claim, rank=rank.number, world_size=len(self.ranks), state=state,
-            deadline_seconds=SECONDS,
+            copies=rank.copies, deadline_seconds=SECONDS,
         )  # fmt: skip
         self._check_start(rank, restored, state)
         saver = _TellingSaver(
             store=rank.store, channel=channel, claim=claim, rank=rank.number, world_size=len(self.ranks),
-            keep=self._keep, deadline_seconds=SECONDS,
+            keep=self._keep, copies=rank.copies, deadline_seconds=SECONDS,
         )  # fmt: skip
         saver.told = self.told
         saver.prepare(state)
@@ -353,7 +415,8 @@ class Attempt:
         try:
             for step in range(first, first + self._saves):
                 token = self.number * TOKENS + step  # what an attempt saves differs from what any other does
-                saver.save(step, state_of(token), {"token": token})
+                is_last = self._is_finished and step == first + self._saves - 1
+                saver.save(step, state_of(token), {"token": token}, to_store=is_last)
                 saver.wait(SECONDS)
         finally:
             saver.close(SECONDS)
@@ -365,7 +428,8 @@ class Attempt:
         claim = CommitLog(rank.store, LOG_SECONDS).claim(owner())
         self.claimed = claim.state
         for each in self.ranks:
-            each.store.epoch = claim.epoch
+            for store in each.stores:
+                store.epoch = claim.epoch
         return claim
 
     def _check_start(self, rank: Rank, restored: Restored | None, state: dict[str, Any]) -> None:
@@ -379,5 +443,7 @@ class Attempt:
             assert_state(state, token)
         newest = [live.n for live in self.claimed.live if live.n not in skipped][-1:]
         assert newest == ([commit.n] if commit else []), f"durable: it starts from {commit}, and {newest} is newer"
-        passed_over = [live for live in self.claimed.live if live.n in skipped and self.world.is_whole(live)]
+        passed_over = [
+            live for live in self.claimed.live if live.n in skipped and self.world.can_be_read(live, self.host)
+        ]
         assert not passed_over or self.was_hit, f"durable: {passed_over} are passed over without a reason"

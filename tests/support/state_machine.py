@@ -24,10 +24,10 @@ from torch.distributed import HashStore
 
 from checkpoints.channel import Channel
 from checkpoints.entry import Commit, Entry, Kind, entry_key
-from checkpoints.errors import KeyMissing, NoIntactCheckpoint
+from checkpoints.errors import CorruptCheckpoint, KeyMissing, NoIntactCheckpoint
 from checkpoints.log import CommitLog
-from checkpoints.policy import orphans, retirable
-from checkpoints.reader import verify
+from checkpoints.policy import LOCAL_COPIES, orphans, retirable
+from checkpoints.reader import open_commit, verify, verify_file
 from checkpoints.restorer import restore
 
 WRITERS = 3
@@ -72,8 +72,12 @@ class Invariants:
         if keys != self._seen:
             self._seen = keys
             self._read_on()
-            for commit in self.whole:
-                verify(bucket, commit)  # whole
+            try:
+                for commit in self.whole:
+                    verify(bucket, commit)
+                self._check_copies()
+            except CorruptCheckpoint as error:
+                raise AssertionError(f"whole: {error}") from error
             twice = [key for key in bucket.overwritten if key.startswith(("log/0", "data/"))]
             assert not twice, f"write-once: {twice} were written twice"
         self._was_whole |= bool(self.whole)
@@ -83,6 +87,16 @@ class Invariants:
         newest = max((commit.n for commit in told), default=0)
         assert not told or self.live[-1].n >= newest, "durable: the newest acknowledged commit is not live"
         assert not executed, f"inert: {executed[0]} was executed"
+
+    def _check_copies(self) -> None:
+        """What is on disks of hosts alone is there, until the host is lost."""
+        world = self._world
+        for commit in self.live:
+            if not commit.is_stored and commit.folder not in world.falsified | world.lost:
+                manifest = open_commit(world.bucket, commit).manifest
+                (disk,) = [disk for disk in world.disks if disk.list(f"{commit.folder}/")]
+                for file in manifest.files:
+                    verify_file(disk, f"{commit.folder}/{file.path}", file)
 
     def _read_on(self) -> None:
         while (entry := self._next()) is not None:
@@ -105,7 +119,12 @@ class Invariants:
         gone = {commit.n for commit in before.live} - {commit.n for commit in entry.live}
         assert not gone or entry.kind is Kind.RETIRE, f"durable: {entry.kind} has dropped {gone}"
         assert not [commit for commit in before.live if commit.n in gone and commit.is_pinned], "a pinned one is gone"
+        lost = {c.n for c in before.live if c.is_stored} - {c.n for c in entry.live if c.is_stored} - gone
+        assert not lost, f"durable: {lost} were in the store, and the log has forgotten it"
+        if entry.kind is Kind.STORED:
+            assert entry.body["commit"] in {c.n for c in before.live if not c.is_stored}, "idempotent: it was stored"
         if entry.kind is Kind.COMMIT:
+            assert before.commits or entry.live[-1].is_stored, "durable: the first commit is on a disk alone"
             own = [commit.step for commit in entry.live if commit.epoch == entry.epoch]
             assert own == sorted(set(own)), "progress: steps do not rise"
 
@@ -115,6 +134,7 @@ TURNS = st.sampled_from([0, 1, 3, 8, 20, 50])
 SAVES = st.sampled_from([1, 3, 6])
 NUMBERS_OF_RANKS = st.sampled_from([1, 2])
 RANKS = st.integers(0, 1)
+HOSTS = st.sampled_from([None, 0, 1])  # on whose disk an attempt keeps copies
 ENDINGS = st.sampled_from([*Fault, Trouble.LATE, Trouble.GIVEN_UP])
 OPERATIONS = st.sampled_from(["append", "create", "put", "get", "read back", "list", "delete"])
 HINTS = {  # what somebody may leave in a bucket, and what no decision may look at
@@ -149,11 +169,11 @@ class Machine(RuleBasedStateMachine):
         return [attempt for attempt in self.attempts if not attempt.is_over]
 
     @precondition(lambda self: len(self.running) < WRITERS and len(self.attempts) < ATTEMPTS)
-    @rule(ranks=NUMBERS_OF_RANKS, keep=st.integers(1, 2), saves=SAVES, is_finished=st.booleans())
-    def start(self, ranks: int, keep: int, saves: int, is_finished: bool) -> None:
+    @rule(ranks=NUMBERS_OF_RANKS, keep=st.integers(1, 2), saves=SAVES, is_finished=st.booleans(), host=HOSTS)
+    def start(self, ranks: int, keep: int, saves: int, is_finished: bool, host: int | None = None) -> None:
         """Start, or restart: whoever is at work meanwhile becomes a zombie once the new attempt has its claim."""
         number = len(self.attempts) + 1
-        attempt = Attempt(self.world, number, ranks=ranks, keep=keep, saves=saves, is_finished=is_finished)
+        attempt = Attempt(self.world, number, ranks=ranks, keep=keep, saves=saves, is_finished=is_finished, host=host)
         self.attempts.append(attempt)
         attempt.begin()
 
@@ -164,14 +184,20 @@ class Machine(RuleBasedStateMachine):
         self._proceed(self._chosen(which), turns, is_reversed=is_reversed)
 
     @precondition(lambda self: self.running and len(self.attempts) < ATTEMPTS)
-    @rule(which=PLACES, turns=TURNS, operation=OPERATIONS, ranks=NUMBERS_OF_RANKS, saves=SAVES)
-    def overtake(self, which: int, turns: int, operation: str, ranks: int, saves: int) -> None:
+    @rule(which=PLACES, turns=TURNS, operation=OPERATIONS, ranks=NUMBERS_OF_RANKS, saves=SAVES, host=HOSTS)
+    def overtake(self, which: int, turns: int, operation: str, ranks: int, saves: int, host: int | None) -> None:
         """While rank 0 sleeps before its next such operation, another attempt runs from its start to its end."""
         attempt = self._chosen(which)
         self._proceed(attempt, turns)
         self._go_to(attempt, attempt.ranks[0], operation)
-        self.start(ranks=ranks, keep=1, saves=saves, is_finished=False)
+        self.start(ranks=ranks, keep=1, saves=saves, is_finished=False, host=host)
         self._finish(self.attempts[-1])
+
+    @property
+    def _copies(self) -> list[tuple[int, str]]:
+        """Where the newest commit is on a disk: which host's, and the file."""
+        folder = self._invariants.live[-1].folder if self._invariants.live else "data/none"
+        return [(host, key) for host, disk in enumerate(self.world.disks) for key in disk.list(f"{folder}/")]
 
     @precondition(lambda self: self._invariants.live and len(self.running) < WRITERS and len(self.attempts) < ATTEMPTS)
     @rule(rank=RANKS, ending=ENDINGS)
@@ -215,6 +241,24 @@ class Machine(RuleBasedStateMachine):
         attempt.raise_failure()
         self._check()
 
+    @rule(host=st.integers(0, 1))
+    def lose_a_machine(self, host: int) -> None:
+        """With its ranks and its disk."""
+        for attempt in self.running:
+            if attempt.host == host:
+                for rank in attempt.ranks:
+                    rank.kill()
+                attempt.raise_failure()
+        self.world.lose(host)
+        self._check()
+
+    @precondition(lambda self: self._copies and len(self.running) < WRITERS and len(self.attempts) < ATTEMPTS)
+    @rule(which=PLACES, ranks=NUMBERS_OF_RANKS)
+    def start_beside_a_damaged_copy(self, which: int, ranks: int) -> None:
+        host, key = self._copies[which % len(self._copies)]
+        self.world.damage(host, key)
+        self.start(ranks=ranks, keep=1, saves=1, is_finished=False, host=host)
+
     @precondition(lambda self: self.running)
     @rule(which=PLACES, turns=TURNS)
     def lose_patience(self, which: int, turns: int) -> None:
@@ -235,6 +279,11 @@ class Machine(RuleBasedStateMachine):
             late()
         self._check()
 
+    @rule(is_slow=st.booleans())
+    def change_the_network(self, is_slow: bool) -> None:
+        """What is on disks of hosts alone stays there, as long as the network is slow."""
+        self.world.is_slow = is_slow
+
     @rule(writes=st.integers(1, 3))
     def fill(self, writes: int) -> None:
         """So many writes find no space; then there is some again."""
@@ -251,7 +300,9 @@ class Machine(RuleBasedStateMachine):
     def pin(self, which: int, is_pinned: bool) -> None:
         """Somebody without a claim writes to the log, too."""
         live = self._invariants.live
-        CommitLog(self.world.bucket).pin(live[which % len(live)].n, is_pinned=is_pinned)
+        commit = live[which % len(live)]
+        if commit.is_stored:  # else it is refused
+            CommitLog(self.world.bucket).pin(commit.n, is_pinned=is_pinned)
         self._check()
 
     @rule(key=st.sampled_from(sorted(HINTS)))
@@ -295,24 +346,35 @@ class Machine(RuleBasedStateMachine):
     def _end_well(self) -> None:
         """The troubles stop, everything comes to its end, and one more attempt finds all in order."""
         self.world.full_for = self.world.lies = 0
+        self.world.is_slow = False
         for attempt in self.running:
             self._finish(attempt)
         while self.world.late:
             self.do_late(0, False)
-        before = self._invariants.whole
+        host = 0
+        if len(self.attempts) % 2 and host in dict(self._copies):
+            self.world.damage(host, dict(self._copies)[host])
+        before = [commit for commit in self._invariants.live if self.world.can_be_read(commit, host)]
         if self._invariants.live and not before:
             return  # the store has lied about all that is live: there is nothing to go on from, and starts are refused
-        last = Attempt(self.world, len(self.attempts) + 1, ranks=1, keep=1, saves=3, is_finished=True)
+        number = len(self.attempts) + 1
+        last = Attempt(self.world, number, ranks=1, keep=1, saves=4, is_finished=True, host=host)
         self.attempts.append(last)
         last.begin()
         self._finish(last)
         assert last.started, f"live: without faults an attempt ended with {last.ranks[0].ended_with}"
         newest = (before[-1].n, before[-1].manifest_digest) if before else None
         assert last.started[0] == newest, "durable: it does not start from the newest whole commit"
-        assert len(last.told) == 3, "live: without faults a save did not become a commit"
-        keys = self.world.bucket.list("data/").keys() - self.world.planted
-        left = {key.rpartition("/")[0] for key in keys} - {commit.folder for commit in self._invariants.live}
+        assert len(last.told) == 4, "live: without faults a save did not become a commit"
+        assert all(commit.is_stored for commit in self._invariants.live), "live: without faults a copy has not ended"
+        left = self._folders(self.world.bucket) - {commit.folder for commit in self._invariants.live}
         assert not left, f"something was left behind: {left}"
+        left = self._folders(self.world.disks[host])
+        assert left <= {commit.folder for commit in last.told}, f"something was left behind on a disk: {left}"
+        assert len(left) <= LOCAL_COPIES, f"too much is kept on a disk: {left}"
+
+    def _folders(self, store: ObjectStore) -> set[str]:
+        return {key.rpartition("/")[0] for key in store.list("data/").keys() - self.world.planted}
 
     def _proceed(self, attempt: Attempt, turns: int, *, is_reversed: bool = False) -> None:
         for _ in range(turns):
