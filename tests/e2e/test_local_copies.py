@@ -38,7 +38,7 @@ class Network:
             return "pass"
         if request.command == "GET":
             self.reads.append(request.path)
-        if request.command == "GET" or self.is_fast.is_set():
+        if request.command in ("GET", "HEAD") or self.is_fast.is_set():
             return "pass"
         self.is_fast.wait(SLOW_SECONDS)
         return "drop"

@@ -116,6 +116,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "batch.micro": ("0", "-4", "1.5", "nan", "null", *_NO_NUMBER),
     "checkpoint.every": ("0", "-1", "0.5", "null", *_NO_NUMBER),
     "checkpoint.keep": ("0", "-1", "2.5", "null", *_NO_NUMBER),
+    "checkpoint.local_folder": ("disk", "~/disk", "3", "[a]"),
     "data.sequence_length": ("1", "0", "-1", "nan", "null", *_NO_NUMBER),
     "data.workers": ("-1", "1.5", "inf", "null", *_NO_NUMBER),
     "schedule.warmup_steps": ("-1", "1.5", "null", *_NO_NUMBER),
@@ -505,7 +506,7 @@ RUNS = [
             ("empty", "no run", "launch ls"),
             ("file", "no run", "launch ls"),
             ("god", "did you mean good?"),
-            ("newer", "format 99", "format 1"),
+            ("newer", "format 99", "formats 1 and 2"),
             ("torn", "run.json"),
             ("listed", "run.json"),
         )
