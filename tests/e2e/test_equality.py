@@ -28,7 +28,7 @@ from launcher.rehearsal.processes import Processes
 LONG = 160  # steps of a run that is not over before it was killed often enough, on a busy machine either
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_killing_ranks_at_random_moments_changes_nothing(tmp_path, undisturbed, ranks):
     seed = 100 + ranks
     moments = random.Random(seed)
