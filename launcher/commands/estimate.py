@@ -15,7 +15,7 @@ from cluster.preemption import SPOT_NOTICE_SECONDS
 from cluster.topology import Topology
 from launcher import loading
 from launcher.commands.refusals import notices_of
-from launcher.errors import LaunchError, UsageError
+from launcher.errors import UsageError
 from launcher.preflight.gpus import Gpu
 from launcher.preflight.grace import Notice
 from launcher.preflight.prices import SHIPPED, read_prices
@@ -99,6 +99,6 @@ def _trace(resolved: loading.Resolved, topology: Topology) -> dict[str, Any]:
         )
     if result.returncode != 0:
         last = (result.stderr.strip() or "no message").splitlines()[-1]
-        raise LaunchError(f"the trace failed: {last}; do without --trace")
+        return {"error": f"the model could not be traced: {last}"}
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found

@@ -30,7 +30,7 @@ def plan(arguments: argparse.Namespace, target: Target) -> int:
         say(line)
     found = estimate(resolved, topology, gpu, target.backend, arguments, is_traced=arguments.trace)
     if found.report is None and (found.traced is None or "error" in found.traced):
-        raise UsageError(found.missing)
+        raise UsageError(found.missing if found.traced is None else found.traced["error"])
     _show(found, _submission(arguments, target.backend, resolved, topology), arguments)
     does_fit = found.report is None or found.report.fits is not False
     return 0 if does_fit or arguments.force else 3

@@ -15,6 +15,7 @@ from support.llamas import ALL_LINEAR, TINY, case, work
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from launcher.cli import main
 from launcher.errors import UsageError
 from launcher.loading import Resolved, to_yaml
 from launcher.plan import make_plan
@@ -125,3 +126,30 @@ def test_what_deepspeed_does_cannot_be_traced():
     planned = case("1b", "zero3")
     with pytest.raises(UsageError, match="zero3 cannot be traced; ddp, fsdp can"):
         trace(planned.recipe, make_plan(planned.recipe, planned.topology, cores_per_node=1))
+
+
+UNTRACEABLE = """
+from launcher import Batch, Data, Model, Recipe
+
+def build():
+    import torch
+
+    class Looks(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Embedding(256, 256)
+
+        def forward(self, input_ids):
+            values = self.layer(input_ids)
+            return values if float(values.sum()) < 1e9 else -values
+
+    return Looks()
+
+RECIPE = Recipe(model=Model(build=build), data=Data(path="a.txt", sequence_length=32), steps=5, batch=Batch(size=1))
+"""
+
+
+def test_a_model_that_looks_at_values_is_said_not_to_be_traceable(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(UNTRACEABLE)
+    assert main([str(tmp_path / "own.py"), "--plan", "--trace"]) == 2
+    assert capsys.readouterr().err.startswith("launch: the model could not be traced: ")
