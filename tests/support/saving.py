@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.distributed import HashStore
@@ -74,25 +75,11 @@ def start(store: Store, keep: int = 2, log_seconds: float = 5, copies: Store | N
     held = claim(store, log_seconds=log_seconds)
     channel = Channel(HashStore(), "attempt")
     state = state_of(-1)
-    restored = restore(
-        store=store,
-        channel=channel,
-        claim=held,
-        rank=0,
-        world_size=1,
-        state=state,
-        copies=copies,
-        deadline_seconds=SECONDS,
-    )
-    saver = Saver(
-        store=store,
-        channel=channel,
-        claim=held,
-        rank=0,
-        world_size=1,
-        keep=keep,
-        copies=copies,
-        deadline_seconds=SECONDS,
-    )
+    alone: dict[str, Any] = {
+        "store": store, "channel": channel, "claim": held, "rank": 0, "world_size": 1, "copies": copies,
+        "deadline_seconds": SECONDS,
+    }  # fmt: skip
+    restored = restore(**alone, state=state)
+    saver = Saver(**alone, keep=keep)
     saver.prepare(state)
     return Alone(store, held, saver, restored, state)

@@ -43,9 +43,8 @@ class DataParallel:
         return {name: parameter.grad for name, parameter in self._trainable.items()}
 
     def square_norm(self) -> torch.Tensor:
-        if dist.get_rank() > 0:  # each rank has the whole gradient
-            return torch.zeros((), dtype=torch.float64, device=self._device)
-        return square_norm(self._present_gradients(), self._device)
+        is_first = dist.get_rank() == 0  # of the ranks, each of which has the whole gradient
+        return square_norm(self._present_gradients() if is_first else [], self._device)
 
     def step(self, *, lr: float, scale: float) -> None:
         torch._foreach_mul_(self._present_gradients(), scale)

@@ -61,9 +61,7 @@ class FullySharded:
         return {name: _local_gradient(parameter) for name, parameter in self._parameters.items()}
 
     def square_norm(self) -> torch.Tensor:
-        if not self._is_first_replica:
-            return torch.zeros((), dtype=torch.float64, device=self._device)
-        return square_norm(self._present_gradients(), self._device)
+        return square_norm(self._present_gradients() if self._is_first_replica else [], self._device)
 
     def step(self, *, lr: float, scale: float) -> None:
         torch._foreach_mul_(self._present_gradients(), scale)
