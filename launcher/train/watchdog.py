@@ -25,6 +25,7 @@ from launcher.train.pulse import Pulses, Sight
 LOOK_SECONDS = 0.5
 PACE_SECONDS = 5.0
 STACKS_SECONDS = 5.0
+STACKS_PAUSE_SECONDS = 0.5  # a rank on a crowded machine may pause that long between two lines
 STACKS_SIGNAL = signal.SIGQUIT
 _STACKS_BYTES = 20_000
 
@@ -145,7 +146,7 @@ def _wait_until_written(logs: Collection[Path], before: list[int]) -> None:
     deadline = time.monotonic() + STACKS_SECONDS
     previous = before
     while time.monotonic() < deadline:
-        time.sleep(0.2)
+        time.sleep(STACKS_PAUSE_SECONDS)
         sizes = _sizes(logs)
         if sizes == previous and all(now > then for now, then in zip(sizes, before, strict=True)):
             return
