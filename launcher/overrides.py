@@ -216,20 +216,20 @@ def _located(error: Exception, source: str, settings: Mapping[str, Any]) -> str:
 
 
 def _culprit(settings: Mapping[str, Any]) -> str:
-    """The key that omegaconf refuses, where it does not say so itself: the first that is refused when given alone."""
+    """The key that omegaconf refuses, where it does not say so itself: they are given to it one by one."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     leaves: dict[str, Any] = {}
     _add_leaves(settings, "", leaves)
+    config = OmegaConf.structured(Recipe)
+    _allow_writing(config)
     for key, value in leaves.items():
         alone = value
         for name in reversed(key.split(".")):
             alone = {name: alone}
-        config = OmegaConf.structured(Recipe)
-        _allow_writing(config)
         try:
-            OmegaConf.unsafe_merge(config, _deeply_escaped(alone))
+            config = OmegaConf.unsafe_merge(config, _deeply_escaped(alone))
         except (OmegaConfBaseException, TypeError):
             return key
     return "a value"
