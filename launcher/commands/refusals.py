@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.backend import Backend
@@ -43,11 +43,32 @@ def warnings(recipe: Recipe, topology: Topology, backend: Backend, arguments: ar
     """What may not go well."""
     yield from cautions(recipe, topology)
     yield from warnings_of_disk(backend, arguments)
-    path = recipe.data.path
-    if not backend.needs_launcher and path is not None and not is_object(path) and not os.path.isfile(path):
-        yield f"warning: data.path={path} is no file here; the nodes of {backend.name} must have it"
+    if not backend.needs_launcher:
+        for what in _absent(recipe):
+            yield f"warning: {what} here; the nodes of {backend.name} must have it"
     if (report := _report(recipe, topology, backend, arguments)) is not None:
         yield from report.warnings()
+
+
+def refuse_absent(recipes: Sequence[Recipe], backend: Backend) -> None:
+    """Raises UsageError for what is not on this machine and has to be, and for data that its bucket does not give."""
+    if backend.needs_launcher:
+        for what in (what for recipe in recipes for what in _absent(recipe)):
+            raise UsageError(f"{what} of this machine; correct the path")
+    for path in {recipe.data.path for recipe in recipes}:
+        if path is not None and is_object(path):
+            from launcher.train.bucket_data import refuse_missing
+
+            refuse_missing(path)
+
+
+def _absent(recipe: Recipe) -> Iterator[str]:
+    """What the recipe has by a path that leads nowhere here."""
+    path, name = recipe.data.path, recipe.model.name
+    if path is not None and not is_object(path) and not os.path.isfile(path):
+        yield f"data.path={path} is no file"
+    if name is not None and name.startswith(("/", "~")) and not os.path.isdir(os.path.expanduser(name)):
+        yield f"model.name={name} is no folder"
 
 
 def warnings_of_disk(backend: Backend, arguments: argparse.Namespace) -> Iterator[str]:

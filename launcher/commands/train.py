@@ -19,7 +19,7 @@ from cluster.backend import Backend, backend_named
 from cluster.job import JobState
 from launcher import loading
 from launcher.code_snapshot import Tree, code_of, copy, digests_of_copy
-from launcher.commands.refusals import warnings
+from launcher.commands.refusals import refuse_absent, warnings
 from launcher.disk import synchronize
 from launcher.drift import (
     Change,
@@ -34,7 +34,7 @@ from launcher.environment import environment
 from launcher.errors import UsageError
 from launcher.groups import Group, describe_changes, group_of
 from launcher.overrides import flatten
-from launcher.places import is_object, remedy_for, word_for
+from launcher.places import remedy_for, word_for
 from launcher.plan import Plan, resolve_precision
 from launcher.recipe import Recipe
 from launcher.runs import PREEMPTED_CODE, STOP_AFTER, Attempt, Outcome, Run, write_json
@@ -77,8 +77,7 @@ def train_all(works: Sequence[Work], backend: Backend, arguments: argparse.Names
             backend.check(submission)
         for work in ready:
             _check_place(work)
-        for path in {work.resolved.recipe.data.path for work in ready}:
-            _check_data(path)
+        refuse_absent([work.resolved.recipe for work in ready], backend)
     for line in warnings(ready[0].resolved.recipe, ready[0].plan.topology, backend, arguments):
         say(line)
     for text in (text for submission in submissions for text in submission.warnings):
@@ -151,14 +150,6 @@ def _check_place(work: Work) -> None:
         raise UsageError(f"--checkpoints {work.checkpoints} cannot be written ({error.reason}); {remedy}") from error
     if is_taken:
         raise UsageError(f"--checkpoints: {store.url} has those of another run; choose another --name")
-
-
-def _check_data(path: str | None) -> None:
-    """Raises UsageError for data that is an object in a bucket, and is not there or may not be read."""
-    if path is not None and is_object(path):
-        from launcher.train.bucket_data import refuse_missing
-
-        refuse_missing(path)
 
 
 def _make(works: Sequence[Work]) -> None:

@@ -83,12 +83,6 @@ print(type(model).__name__, model.generate(**ids, max_new_tokens=2).shape)
     assert run_script("load.py", str(exported), tmp_path).startswith("LlamaForCausalLM")
 
 
-def test_a_base_model_that_is_not_where_the_name_says_is_one_line(tmp_path):
-    result = launch(*FLAGSHIP, "model.name=/nowhere", "--name", "other", runs_dir=tmp_path)
-    assert result.returncode == 2
-    assert "model.name=/nowhere is not a folder" in result.stderr.splitlines()[-1]
-
-
 def test_a_base_model_that_changed_is_refused_by_name_before_the_first_step(small_llama, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(small_llama, base)

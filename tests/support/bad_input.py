@@ -412,6 +412,8 @@ FLAGS = [
         for flag, right in flags.items()
     ),
     *(case(["own.py", f"--name={name}"], "--name", "use up to 128 letters") for name in _NOT_NAMES),
+    case("adapter.py data.path=own.txt model.name=/nowhere", "model.name=/nowhere", "no folder", "correct the path"),
+    case("adapter.py data.path=nowhere.jsonl", "data.path=", "nowhere.jsonl", "no file", "correct the path"),
     case("own.py --nodes 2", "--nodes 2", "--on local", "use more --gpus"),
     case("own.py slurm.time=1", "slurm.time", "--on local", "give --on slurm"),
     case("own.py --on slurm slurm.tim=1", "slurm.tim", "did you mean slurm.time?"),
