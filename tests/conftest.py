@@ -26,6 +26,7 @@ LONG_FILES = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """What processes leave in the folder for temporary files, those that tests kill above all, goes at the end."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin take the cores that other tests want
     if not hasattr(config, "workerinput"):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # what tests leave stays where it was
         folder = tempfile.TemporaryDirectory(prefix="launch-tests-", ignore_cleanup_errors=True)

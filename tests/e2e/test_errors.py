@@ -168,9 +168,9 @@ def small_disk(tmp_path: Path):
 
 
 def test_a_full_disk_loses_neither_the_last_commit_nor_the_run(small_disk):
-    launcher = start(*small_words(1, steps=800, checkpoint__every=4), "--name", "run", runs_dir=small_disk)
+    launcher = start(*small_words(1, steps=500, checkpoint__every=4), "--name", "run", runs_dir=small_disk)
     run = small_disk / "run"
-    wait_for_step(run, 40)
+    wait_for_step(run, 20)
     filler = small_disk / "filler"
     fill(filler)
     said = read_until(launcher, "is full since")
@@ -182,4 +182,4 @@ def test_a_full_disk_loses_neither_the_last_commit_nor_the_run(small_disk):
     assert "is full since" in said
     assert re.search(r"committed .*; [0-9]+ since [0-9:]+ were not", errors)
     assert "the disk has space again" in errors
-    assert steps_of(run) == list(range(1, 801))
+    assert steps_of(run) == list(range(1, 501))
