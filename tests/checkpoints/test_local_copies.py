@@ -236,13 +236,14 @@ def test_what_has_a_damaged_manifest_is_not_said_to_be_in_the_store_and_nothing_
     elsewhere.close()
 
 
-def test_the_first_save_after_a_start_from_a_disk_alone_goes_to_the_store() -> None:
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_the_first_save_after_a_start_from_a_disk_alone_or_without_what_it_had_goes_to_the_store(is_lost: bool) -> None:
     copies = MemoryStore()
     bucket = FailingUploads(copies)
     saved(bucket, copies, range(1, 3))
-    again = start(bucket, copies=copies)
+    again = start(bucket, copies=MemoryStore() if is_lost else copies)
     assert again.restored is not None
-    assert not again.restored.commit.is_stored
+    assert again.restored.commit.is_stored is is_lost
     assert where_saves_go(again, range(3, 5)) == ["store", "disk"]
     again.close()
 
