@@ -167,7 +167,8 @@ def test_a_run_that_is_stopped_leaves_its_last_checkpoint_in_the_bucket(tmp_path
     words = [*small_words(2, steps=400, checkpoint__every=10), "--checkpoints", f"s3://{BUCKET}/runs"]
     run, disk = tmp_path / "stopped", tmp_path / "disk"
     launcher = start(*words, f"checkpoint.local_folder={disk}", "--name", "stopped", runs_dir=tmp_path)
-    wait_for(lambda: run.exists() and on_disk_after(run, 0), "a commit on the disk")
+    (copied, *_) = wait_for(lambda: told(run, "stored"), "a copy in the bucket")
+    assert copied["step"] in {event["step"] for event in on_disk_after(run, 0)}
     launcher.send_signal(signal.SIGINT)
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 75, errors
