@@ -124,7 +124,7 @@ class Committer:
         self._size = size
         self._tensors = tensors
         self._read_back = Receipt()  # what the last `finish` found
-        self._needs_store = claim is not None and _is_base_on_disks_alone(claim.state)  # the next save; on rank 0
+        self._needs_store = claim is not None and _is_store_behind(claim.state)  # the next save; on rank 0
         self._manifest: File | None = None  # of the save under way, on rank 0
 
     def save(self, number: int, step: int, metadata: Mapping[str, Json], *, to_store: bool) -> Saved:
@@ -331,8 +331,9 @@ class Committer:
             self._channel.forget(f"{number}/verdict")
 
 
-def _is_base_on_disks_alone(state: Entry) -> bool:
-    return any(commit.n == state.base and not commit.is_stored for commit in state.live)
+def _is_store_behind(state: Entry) -> bool:
+    """Whether what this start goes on from, or had to pass over, is on disks alone."""
+    return any(commit.n >= (state.base or 0) and not commit.is_stored for commit in state.live)
 
 
 def _verified(receipts: list[Receipt]) -> set[int]:

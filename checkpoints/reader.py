@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from checkpoints.entry import Commit
 from checkpoints.errors import CorruptCheckpoint, KeyMissing, StoreError
@@ -25,13 +26,20 @@ from checkpoints.strict_json import encode
 _PARTS = {"model": "weights", "optimizer": "optimizer"}
 
 
-class CommitReader:
-    """Byte ranges of the files of one commit, from this node's copies or the store. Made by `open_commit`."""
+class Source(Protocol):
+    """Where bytes of files can be had, such as a store. What it gives is checked."""
 
-    def __init__(self, store: Store, commit: Commit, manifest: Manifest, copies: Store | None) -> None:
+    def get(self, key: str, start: int, length: int) -> bytes:
+        """Up to `length` bytes from byte `start`. Raises StoreError."""
+
+
+class CommitReader:
+    """Byte ranges of the files of one commit, from where they are nearest. Made by `open_commit`."""
+
+    def __init__(self, store: Store, commit: Commit, manifest: Manifest, nearer: Sequence[Source]) -> None:
         self.manifest = manifest
         self._store = store
-        self._copies = copies
+        self._nearer = nearer
         self._commit = commit
         self._files = {file.path: file for file in manifest.files}
         self._last: tuple[str, int, bytes] = ("", 0, b"")  # small tensors that follow each other share a block
@@ -62,24 +70,24 @@ class CommitReader:
         return memoryview(part)[start - first : end - first]
 
     def _blocks(self, file: File, first: int, count: int) -> bytes:
-        if self._copies is not None:
+        for source in self._nearer:
             with suppress(CorruptCheckpoint, StoreError):
-                return self._blocks_in(self._copies, file, first, count)
+                return self._blocks_in(source, file, first, count)
         return self._blocks_in(self._store, file, first, count)
 
-    def _blocks_in(self, store: Store, file: File, first: int, count: int) -> bytes:
+    def _blocks_in(self, source: Source, file: File, first: int, count: int) -> bytes:
         key = f"{self._commit.folder}/{file.path}"
-        blocks = store.get(key, first * file.block_bytes, count * file.block_bytes)
+        blocks = source.get(key, first * file.block_bytes, count * file.block_bytes)
         for i in range(count):
             check_block(key, file, first + i, _block(blocks, file, i))
         return blocks
 
 
-def open_commit(store: Store, commit: Commit, copies: Store | None = None) -> CommitReader:
+def open_commit(store: Store, commit: Commit, nearer: Sequence[Source] = ()) -> CommitReader:
     """A reader of the commit, whose manifest is right and whose files are all there, with the right sizes.
 
-    copies: what the disk of this node has of it, in part or whole; None where nothing is kept there. Which files the
-    disks of other nodes have cannot be seen from here: of a commit that is not in the store, reading tells.
+    nearer: what may have it, in part or whole, and is asked before the store, in this order. Of a commit that is not in
+    the store, reading tells whether they do.
 
     Raises CorruptCheckpoint.
     """
@@ -99,7 +107,7 @@ def open_commit(store: Store, commit: Commit, copies: Store | None = None) -> Co
         raise CorruptCheckpoint(commit.manifest_key, f"the log says {said}")
     if commit.is_stored:
         check_sizes(sizes, commit.folder, manifest)
-    return CommitReader(store, commit, manifest, copies)
+    return CommitReader(store, commit, manifest, nearer)
 
 
 def check_sizes(sizes: Mapping[str, int], folder: str, manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from checkpoints.errors import CorruptCheckpoint, NoIntactCheckpoint, StateMisma
 from checkpoints.flat_shard import State, part_of
 from checkpoints.log import Claim
 from checkpoints.manifest import ITEM_BYTES, Chunk, Manifest, Tensor
+from checkpoints.peers import Peers
 from checkpoints.reader import CommitReader, open_commit
 from checkpoints.store import Store
 from checkpoints.strict_json import Fields, Json, encode
@@ -61,29 +63,41 @@ def restore(
     world_size: int,
     state: State,
     copies: Store | None = None,
+    address: str | None = None,
     deadline_seconds: float = 1800.0,
 ) -> Restored | None:
     """Fill `state`, in place, from the newest commit that all ranks find intact; None when the run has no commit.
 
     copies: on the disk of this rank's node; what is right there is not read from the store.
+    address: at which ranks of other nodes reach this one, to read what its disk has; None where there is one node.
 
     All ranks call it, rank 0 with the claim, and get the same answer or the same error: NoIntactCheckpoint,
     StateMismatch when the newest intact commit belongs to another state, PeerSilent.
     """
     ballot = _Ballot(channel, claim, rank, world_size, deadline_seconds)
+    if copies is None or address is None:
+        return _restore(ballot, store, copies, None, state)
+    with closing(Peers(copies, address, channel, rank, world_size, deadline_seconds)) as peers:
+        return _restore(ballot, store, copies, peers, state)  # all have voted then: none reads any more
+
+
+def _restore(ballot: _Ballot, store: Store, copies: Store | None, peers: Peers | None, state: State) -> Restored | None:
+    nearer = [source for source in (copies, peers) if source is not None]
     skipped: dict[int, str] = {}
     while (commit := ballot.candidate(skipped)) is not None:
+        if peers is not None and commit.hosts:
+            peers.meet(commit)
         metadata: Mapping[str, Json] = {}
         answer, reason = "yes", ""
         try:
-            reader = open_commit(store, commit, copies)
+            reader = open_commit(store, commit, nearer)
             _check_same_names(reader.manifest, commit, state)
             _load(reader, commit, state)
             metadata = reader.manifest.metadata
         except StateMismatch as error:
             answer, reason = "mismatch", str(error)
         except (CorruptCheckpoint, StoreError) as error:
-            answer, reason = "no", str(error) if commit.is_stored else f"{error}; {_on_disks_alone(commit)}"
+            answer, reason = "no", str(error) if commit.is_stored else f"{error}; {_on_disks_alone(commit, peers)}"
         reason = ballot.vote(commit, answer, one_line(reason), skipped)
         if not reason:
             return Restored(commit=commit, metadata=metadata, skipped=skipped)
@@ -146,8 +160,9 @@ class _Ballot:
         return {"answer": "yes", "reason": ""}
 
 
-def _on_disks_alone(commit: Commit) -> str:
-    return f"it had not reached the store, and was on the disk of {', '.join(commit.hosts)} alone"
+def _on_disks_alone(commit: Commit, peers: Peers | None) -> str:
+    said = f"it had not reached the store, and was on the disk of {', '.join(commit.hosts)} alone"
+    return f"{said}; {peers.silence}" if peers is not None and peers.silence else said
 
 
 def _check_same_names(manifest: Manifest, commit: Commit, state: State) -> None:

@@ -22,7 +22,7 @@ from checkpoints.committer import Committer, Saved
 from checkpoints.entry import Commit
 from checkpoints.errors import SaveAborted, StateMismatch, StoreError
 from checkpoints.flat_shard import State, part_of
-from checkpoints.layout import Piece, file_name, place, tensors
+from checkpoints.layout import Piece, place, tensors
 from checkpoints.log import Claim
 from checkpoints.manifest import ITEM_BYTES, PAGE_BYTES, Tensor
 from checkpoints.store import Store
@@ -224,16 +224,14 @@ class Saver:
             self._uploads.wait(seconds)
 
     def delete_copies(self) -> None:
-        """On the disk of this rank's node: its own, and those of ranks that are no more. To be called after `close`.
+        """On the disk of this rank's node, those of other ranks, too. To be called after `close`.
 
-        The run has ended: what it leaves is in the store.
+        The run has ended, so that its last save has gone to the store, and no rank needs them any more.
         """
-        others = tuple(f"/{file_name(rank)}" for rank in range(self._world_size) if rank != self._rank)
         if self._copies is not None:
             with suppress(StoreError):
                 for key in self._copies.list("data/"):
-                    if not key.endswith(others):
-                        self._copies.delete(key)
+                    self._copies.delete(key)
 
     def _share_out(self, held: list[Piece]) -> tuple[list[Piece], tuple[Tensor, ...]]:
         """The pieces that this rank saves, of those that it holds; and, on rank 0, where all tensors will lie."""

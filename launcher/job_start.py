@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from multiprocessing import get_context
 from typing import Any
 
 from cluster.allocation import Allocation
 from cluster.errors import ClusterError
 from cluster.topology import Topology
-from launcher.errors import NoProgress
+from launcher.errors import NoProgress, RunFailed
 from launcher.loading import load_frozen
 from launcher.plan import make_plan
 from launcher.runs import Attempt, Outcome, Run
@@ -21,6 +22,7 @@ from launcher.status import commit_count
 APPEAR_SECONDS = 120.0
 LOST_STARTS_WITHOUT_COMMIT = 3
 _POLL_SECONDS = 0.2
+_FORK = get_context("fork")
 
 
 def attempt_of(run: Run, allocation: Allocation) -> Attempt:
@@ -65,12 +67,13 @@ def _next(run: Run, allocation: Allocation) -> Attempt:
     if outcome is not None and not outcome.wants_another_start:
         newest.write_record(mine)
         return newest
-    if (lost := _lost_starts(run)) > LOST_STARTS_WITHOUT_COMMIT:
+    commits = _commit_count(run)
+    if (lost := _lost_starts(run, commits)) > LOST_STARTS_WITHOUT_COMMIT:
         cause = f"the job was lost or out of time {lost} times in a row without a new commit"
         newest.write_outcome(Outcome(state="FAILED", cause=cause, exit_code=NoProgress.exit_code))
         newest.write_record(mine)
         return newest
-    return run.new_attempt({**mine, "started": time.time(), "commits": commit_count(run)})
+    return run.new_attempt({**mine, "started": time.time(), "commits": commits})
 
 
 def _spread(run: Run, record: Mapping[str, Any], nodes: int) -> dict[str, object]:
@@ -82,9 +85,27 @@ def _spread(run: Run, record: Mapping[str, Any], nodes: int) -> dict[str, object
     return {"nodes": nodes, "micro": plan.micro, "asked_nodes": record.get("asked_nodes", record["nodes"])}
 
 
-def _lost_starts(run: Run) -> int:
+def _commit_count(run: Run) -> int:
+    """Asked in a process of its own: one that has talked to a bucket has threads, and ranks are forks of this one.
+
+    Raises RunFailed when the log cannot be read; why, that process has printed.
+    """
+    receiver, sender = _FORK.Pipe(duplex=False)
+    process = _FORK.Process(target=lambda: sender.send(commit_count(run)))
+    process.start()
+    sender.close()
+    with receiver:
+        try:
+            return int(receiver.recv())
+        except EOFError as error:
+            raise RunFailed(f"the commit log in {run.checkpoints} cannot be read") from error
+        finally:
+            process.join()
+
+
+def _lost_starts(run: Run, commits: int) -> int:
     """How many attempts were lost, or too short for a save, since the newest commit; not those that were preempted."""
-    commits, lost = commit_count(run), 0
+    lost = 0
     for attempt in reversed(run.attempts()):
         if attempt.record().get("commits") != commits:
             break

@@ -90,12 +90,7 @@ def _check_combination(recipe: Recipe, topology: Topology) -> None:
     settings |= {OFFLOAD} if recipe.parallel.cpu_offload else set()
     settings |= {HYBRID} if recipe.parallel.shard_within_node else set()
     settings |= {"device=cuda" if topology.has_gpus else "device=cpu"}
-    strategy, local_folder = recipe.parallel.strategy, recipe.checkpoint.local_folder
-    if local_folder is not None and topology.nodes > 1:
-        raise UsageError(
-            f"checkpoint.local_folder={local_folder} is for one node, and there are {topology.nodes}: none could read"
-            " what is on the disks of the others; use checkpoint.local_folder=null, or one node"
-        )
+    strategy = recipe.parallel.strategy
     if refusal := STRATEGIES[strategy].refusal(settings):
         setting, reason = refusal
         others = " or ".join(f"parallel.strategy={name}" for name in alternatives(settings))

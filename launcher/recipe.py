@@ -227,7 +227,7 @@ class Checkpoint:
     """A checkpoint every `every` steps and at the end; the newest `keep` stay.
 
     every: `auto` saves as often as loses least, from how long saves and steps take while the run goes on.
-    local_folder: on a disk of the one node: checkpoints go there first, and are copied to their place from there.
+    local_folder: on a disk of each node: checkpoints go there first, and are copied to their place from there.
     """
 
     every: int | str = 100

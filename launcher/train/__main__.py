@@ -149,7 +149,7 @@ class _Judge:
         reasons = [reason for reason in (self._notice.reason(), *(node["notice"] for node in told)) if reason]
         if reasons and failure.is_retryable:
             return Outcome(state="PREEMPTED", cause=reasons[0], exit_code=PREEMPTED_CODE)
-        before, self._commit = self._commit, newest_commit(self._run)  # on this machine one on its disk is as good
+        before, self._commit = self._commit, newest_commit(self._run)  # on these machines one on their disks is as good
         self._fruitless = self._fruitless + 1 if self._commit == before else 0
         if not failure.is_retryable or self._fruitless > RESTARTS_WITHOUT_COMMIT:
             return _failed(failure, self._fruitless)

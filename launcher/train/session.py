@@ -24,6 +24,7 @@ from checkpoints.restorer import Restored, restore
 from checkpoints.saver import Saver
 from checkpoints.store import Store, open_copies, open_store, probe, probe_writing
 from checkpoints.strict_json import Fields
+from cluster.network import address_towards
 from cluster.preemption import Notice
 from cluster.topology import Topology
 from launcher import loading
@@ -246,8 +247,9 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
         )
     state = engine.state()
     restored = restore(
-        store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks, state=state, copies=copies
-    )
+        store=store, channel=channel, claim=claim, rank=rank, world_size=plan.topology.ranks, state=state,
+        copies=copies, address=address_towards(os.environ["MASTER_ADDR"]) if plan.topology.nodes > 1 else None,
+    )  # fmt: skip
     if restored is not None:
         engine.state_restored()
         _take_up(session, restored, record["allow_change"])

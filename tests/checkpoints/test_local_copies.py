@@ -6,15 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from support.faulty_store import FaultyStore
-from support.saving import SECONDS, Alone, assert_state, claim, live, start, state_of
-from torch.distributed import HashStore
+from support.saving import SECONDS, Alone, assert_state, live, start
 
-from checkpoints.channel import Channel
 from checkpoints.entry import Kind
 from checkpoints.errors import CheckpointError, StoreError, StoreFull
 from checkpoints.log import CommitLog
@@ -23,8 +20,6 @@ from checkpoints.owner import host_name
 from checkpoints.policy import LOCAL_COPIES
 from checkpoints.posix_store import PosixStore
 from checkpoints.reader import verify
-from checkpoints.restorer import Restored, restore
-from checkpoints.saver import Saver, SaveResult
 from checkpoints.store import open_copies
 from checkpoints.writer import WriterProcess
 
@@ -241,13 +236,14 @@ def test_what_has_a_damaged_manifest_is_not_said_to_be_in_the_store_and_nothing_
     elsewhere.close()
 
 
-def test_the_first_save_after_a_start_from_a_disk_alone_goes_to_the_store() -> None:
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_the_first_save_after_a_start_from_a_disk_alone_or_without_what_it_had_goes_to_the_store(is_lost: bool) -> None:
     copies = MemoryStore()
     bucket = FailingUploads(copies)
     saved(bucket, copies, range(1, 3))
-    again = start(bucket, copies=copies)
+    again = start(bucket, copies=MemoryStore() if is_lost else copies)
     assert again.restored is not None
-    assert not again.restored.commit.is_stored
+    assert again.restored.commit.is_stored is is_lost
     assert where_saves_go(again, range(3, 5)) == ["store", "disk"]
     again.close()
 
@@ -296,51 +292,6 @@ def test_what_is_not_in_the_store_cannot_be_pinned() -> None:
     saved(bucket, MemoryStore(), range(1, 3))
     with pytest.raises(CheckpointError, match="is not in the store yet; pin one that is"):
         CommitLog(bucket).pin(live(bucket)[-1].n)
-
-
-def in_threads(function: Callable[[int], object]) -> list[object]:
-    with ThreadPoolExecutor(2) as pool:
-        return [future.result(SECONDS) for future in [pool.submit(function, rank) for rank in range(2)]]
-
-
-def two_hosts(bucket: FaultyStore, disks: list[MemoryStore], steps: range) -> list[Restored | None]:
-    """Two ranks, each on a host of its own; from what they have started."""
-    held, board = claim(bucket), HashStore()
-    restored: list[Restored | None] = [None, None]
-
-    def attempt(rank: int) -> None:
-        channel, state, own = Channel(board, "attempt"), state_of(-1), held if rank == 0 else None
-        restored[rank] = restore(
-            store=bucket, channel=channel, claim=own, rank=rank, world_size=2, state=state, copies=disks[rank],
-            deadline_seconds=5,
-        )  # fmt: skip
-        saver = Saver(
-            store=bucket, channel=channel, claim=own, rank=rank, world_size=2, keep=2, copies=disks[rank],
-            deadline_seconds=5,
-        )  # fmt: skip
-        saver.prepare(state)
-        for step in steps:
-            saver.save(step, state_of(step), {})
-            results: list[SaveResult] = saver.wait(SECONDS)
-            assert results[0].commit is not None
-        saver.close(SECONDS)
-
-    in_threads(attempt)
-    return restored
-
-
-def test_ranks_that_need_what_the_disk_of_another_host_has_agree_on_what_the_store_has() -> None:
-    disks = [MemoryStore(), MemoryStore()]
-    bucket = FaultyStore(MemoryStore())
-    two_hosts(bucket, disks, range(1, 2))
-    bucket = NoUploads(bucket.inner)  # takes no more from here on
-    two_hosts(bucket, disks, range(2, 4))
-    assert [commit.is_stored for commit in live(bucket)] == [True, False, False]
-    first, second = two_hosts(bucket, disks, range(4, 4))
-    assert first is not None
-    assert first == second
-    assert first.commit.step == 1
-    assert len(first.skipped) == 2
 
 
 @pytest.fixture

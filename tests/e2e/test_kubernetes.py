@@ -1,19 +1,13 @@
-"""A run on Kubernetes: the client and a server that keeps JobSets, and this machine plays the nodes.
-
-Each pod is a process that is given the container's command and variables, word for word.
-"""
+"""A run on Kubernetes: the client and a server that keeps JobSets, and this machine plays the nodes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
-import psutil
 import pytest
 from support.kubernetes_server import Cluster, kubernetes_server
+from support.pods import Pods
 from support.runs_for_tests import digests, launch, small_words, status, wait_for_step
 
 pytest.importorskip("kubernetes", reason="the extra kubernetes is not installed; scripts/setup --dev does it")
@@ -24,38 +18,6 @@ def cluster(tmp_path, monkeypatch) -> Iterator[Cluster]:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
     with kubernetes_server(tmp_path / "config", "default") as cluster:
         yield cluster
-
-
-class Pods:
-    """The pods of one start of a JobSet, one for each node, all with addresses of this machine."""
-
-    def __init__(self, jobset: dict[str, Any], start: int) -> None:
-        (nodes,) = jobset["spec"]["replicatedJobs"]
-        job = nodes["template"]["spec"]
-        fields = {
-            "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']": lambda _: str(start),
-            "metadata.annotations['batch.kubernetes.io/job-completion-index']": str,
-            "status.podIP": lambda node: f"127.0.0.{node + 1}",
-        }
-        self.processes = [_process(job["template"]["spec"], node, fields) for node in range(job["completions"])]
-
-    def kill(self, node: int) -> None:
-        process = psutil.Process(self.processes[node].pid)
-        for one in [process, *process.children(recursive=True)]:
-            one.kill()
-
-    def codes(self) -> list[int]:
-        return [process.wait(300) for process in self.processes]
-
-
-def _process(pod: dict[str, Any], node: int, fields: dict[str, Any]) -> subprocess.Popen[bytes]:
-    (container,) = pod["containers"]
-    given = {}
-    for variable in container["env"]:
-        path = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
-        given[variable["name"]] = variable["value"] if path is None else fields[path](node)
-    system = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-    return subprocess.Popen(container["command"], cwd=container["workingDir"], env={**system, **given})
 
 
 def test_a_jobset_that_loses_a_pod_goes_on_in_its_next_start(tmp_path, cluster, undisturbed):

@@ -66,11 +66,6 @@ def test_a_dry_run_shows_what_would_be_sent_and_what_it_could_not_check(tmp_path
         (2, "sky.secrets names NO_KEY, which is not set here", ("--on", "sky", *BUCKET, "sky.secrets=NO_KEY")),
         (3, "sky is not on this machine; install SkyPilot", ("--on", "sky", *BUCKET)),
         (2, "needs kubernetes.image", ("--on", "kubernetes", "kubernetes.volume=runs")),
-        (
-            2,
-            "checkpoint.local_folder=/disk is for one node, and there are 2",
-            ("--on", "kubernetes", *POD, "--nodes", "2", "checkpoint.local_folder=/disk"),
-        ),
         (2, "kubernetes.spot is a setting of --on kubernetes", ("--on", "local", "kubernetes.spot=true")),
         (2, "--nodes 2 is more than --on torchx has (1)", ("--on", "torchx:mine", "--nodes", "2")),
         (2, "--on torchx:aws_batch is no target: AWS Batch never starts", ("--on", "torchx:aws_batch", "--nodes", "2")),

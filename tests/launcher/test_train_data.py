@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.topology import Topology
-from launcher import Batch, Checkpoint, Data, Model, Recipe
+from launcher import Batch, Data, Model, Recipe
 from launcher.errors import UsageError
 from launcher.plan import Plan, make_plan
 from launcher.train.data import (
@@ -152,11 +152,3 @@ def test_more_ranks_than_samples_are_refused_with_the_nearest_that_fit():
     recipe = Recipe(model=Model(build="m:f"), data=Data(path="x.txt"), steps=1, batch=Batch(size=4))
     with pytest.raises(UsageError, match=r"use at most 4 ranks, or batch\.size=8"):
         make_plan(recipe, Topology(nodes=1, ranks_per_node=8, has_gpus=False), cores_per_node=2)
-
-
-def test_a_folder_on_the_disk_of_a_node_is_for_one_node():
-    checkpoint = Checkpoint(local_folder="/disk")
-    recipe = Recipe(model=Model(build="m:f"), data=Data(path="x.txt"), steps=1, checkpoint=checkpoint)
-    make_plan(recipe, Topology(nodes=1, ranks_per_node=2, has_gpus=False), cores_per_node=2)
-    with pytest.raises(UsageError, match=r"checkpoint\.local_folder=/disk is for one node, and there are 2: .*; use"):
-        make_plan(recipe, Topology(nodes=2, ranks_per_node=1, has_gpus=False), cores_per_node=2)

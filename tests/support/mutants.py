@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from checkpoints.errors import KeyMissing, StoreError
 from checkpoints.log import Claim, CommitLog
 from checkpoints.policy import retirable
 from checkpoints.posix_store import PosixStore
-from checkpoints.reader import CommitReader
+from checkpoints.reader import CommitReader, Source
 from checkpoints.restorer import _Ballot
 from checkpoints.store import Store
 from checkpoints.uploads import Uploads
@@ -166,11 +166,11 @@ def unpickles() -> Patch:
     """What looks like metadata beside a commit is loaded, as DCP loads its own."""
     opened = restorer.open_commit
 
-    def load(store: Store, commit: Commit, copies: Store | None) -> CommitReader:
+    def load(store: Store, commit: Commit, nearer: Sequence[Source]) -> CommitReader:
         for key in store.list(f"{commit.folder}/"):
             if key.endswith(".pkl"):
                 pickle.loads(store.get(key))
-        return opened(store, commit, copies)
+        return opened(store, commit, nearer)
 
     return patch("checkpoints.restorer.open_commit", load)
 
@@ -209,10 +209,10 @@ def copies_are_trusted() -> Patch:
     read = CommitReader._blocks
 
     def trusting(self: CommitReader, file: manifest.File, first: int, count: int) -> bytes:
-        if self._copies is not None:
+        for source in self._nearer:
             with suppress(StoreError):
                 key, size = f"{self._commit.folder}/{file.path}", file.block_bytes
-                return self._copies.get(key, first * size, count * size)
+                return source.get(key, first * size, count * size)
         return read(self, file, first, count)
 
     return patch.object(CommitReader, "_blocks", trusting)
