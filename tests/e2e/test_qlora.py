@@ -19,7 +19,7 @@ FLAGSHIP = [
     "evaluation.samples=0",
     "data.sequence_length=64",
     "batch.size=2",
-    "batch.micro=1",
+    "batch.micro=2",
 ]
 
 
