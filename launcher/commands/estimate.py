@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ _GIB = 2**30
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """report: None where there is no closed formula, for the reason `missing`. traced: None where that is not wanted;
-    otherwise `bytes` of a rank without margin, or the `error` that says why not, and `seconds` that it took."""
+    otherwise `bytes` of a rank without margin and what they are made of, or the `error` that says why not, and the
+    `seconds` that it took."""
 
     report: Report | None
     missing: str
@@ -38,22 +40,29 @@ class Estimate:
 
     def lines(self) -> Iterator[str]:
         yield from [f"no formula {self.missing.partition(';')[0]}"] if self.report is None else self.report.lines()
-        if self.traced is not None:
-            yield f"traced     {self.traced.get('error') or self._traced_memory(self.traced)}"
+        if self.traced is not None and "error" in self.traced:
+            yield f"traced     {self.traced['error']}"
+        elif self.traced is not None:
+            yield from self._traced_lines(self.traced)
 
     def as_json(self) -> dict[str, Any]:
         found = {"memory": {}} if self.report is None else self.report.as_json()
         found["memory"]["traced"] = self.traced
         return found
 
-    def _traced_memory(self, traced: dict[str, Any]) -> str:
-        took = f"{traced['seconds']:.0f} s"
-        if self.report is None:
-            return f"{traced['bytes'] / _GIB:.2f} GiB of a rank, without margin ({took})"
-        closed = self.report.footprint.parts.total
-        if abs(traced["bytes"] / closed - 1) <= _DEVIATION:
-            return f"as computed, within 5 % (without margin; {took})"
-        return f"{traced['bytes'] / _GIB:.1f} GiB; computed: {closed / _GIB:.1f} GiB (without margin; {took})"
+    def _traced_lines(self, traced: dict[str, Any]) -> Iterator[str]:
+        bounds = f"(without margin; {traced['seconds']:.0f} s)"
+        closed = None if self.report is None else self.report.footprint.parts.total
+        if closed is not None and abs(traced["bytes"] / closed - 1) <= _DEVIATION:
+            yield f"traced     as computed, within 5 % {bounds}"
+        else:
+            computed = "" if closed is None else f"; computed: {closed / _GIB:.1f} GiB"
+            yield f"traced     {traced['bytes'] / _GIB:.2f} GiB of a rank{computed} {bounds}"
+        if traced["formula"]:
+            passes, formula = (f"{traced[part] / _GIB:.2f} GiB" for part in ("passes", "formula"))
+            yield f"           {passes} from the passes, {formula} by formula: {traced['added']}"
+        if traced["host"]:
+            yield f"           {traced['host'] / _GIB:.2f} GiB on the host, by formula"
 
 
 def estimate(
@@ -67,7 +76,7 @@ def estimate(
 ) -> Estimate:
     """Raises UsageError for prices that cannot be read."""
     known = known_of(arguments, backend)
-    traced = _trace(resolved, topology) if is_traced else None
+    traced = traced_memory(resolved, topology) if is_traced else None
     try:
         report = make_report(Case(recipe=resolved.recipe, topology=topology), gpu, known)
     except UsageError as error:
@@ -85,8 +94,8 @@ def known_of(arguments: argparse.Namespace, backend: Backend) -> Known:
     )
 
 
-def _trace(resolved: loading.Resolved, topology: Topology) -> dict[str, Any]:
-    """In a process of its own, which imports torch."""
+def traced_memory(resolved: loading.Resolved, topology: Topology) -> dict[str, Any]:
+    """As in Estimate.traced; from a process of its own, which imports torch."""
     import subprocess
     import tempfile
 
@@ -95,7 +104,11 @@ def _trace(resolved: loading.Resolved, topology: Topology) -> dict[str, Any]:
         path.write_text(loading.to_yaml(resolved), encoding="utf-8")
         words = [str(path), str(topology.nodes), str(topology.ranks_per_node)]
         result = subprocess.run(
-            [sys.executable, "-m", "launcher.train.trace", *words], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "launcher.train.trace", *words],
+            env={**os.environ, "DS_ACCELERATOR": "cpu"},  # DeepSpeed would look for a GPU, and compute as on one
+            capture_output=True,
+            text=True,
+            check=False,
         )
     if result.returncode != 0:
         last = (result.stderr.strip() or "no message").splitlines()[-1]

@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from launcher.preflight.stage3 import Stage3
 from launcher.preflight.workload import Workload
 
 _FP32 = 4
-_SUB_GROUP_ITEMS = 1_000_000_000  # DeepSpeed updates so many at a time
-_BUCKET_ITEMS = 50_000_000  # engines.zero sets it
-_LIVE_ITEMS = 500_000_000  # half of DeepSpeed's reuse distance: forward and backward count both
-_PREFETCH_ITEMS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,33 +119,36 @@ def _fully_sharded(work: Workload) -> Spread:
 
 
 def _zero3(work: Workload) -> Spread:
-    """Stage 3: beside the parameters that are updated there is a copy that others gather, in fp32."""
-    trainable = _FP32 * work.trainable / work.ranks
-    base = (work.base_block_bytes * work.shape.layers + work.base_root_bytes) / work.ranks
-    is_resident = work.ranks == 1 and not work.offloads  # nothing is gathered, and nothing copied
-    live = 0.0 if is_resident else _live_bytes(work)
-    host, device = (1, 0) if work.offloads else (0, 1)
-    group = _FP32 * min(work.trainable / work.ranks, _SUB_GROUP_ITEMS)
-    bucket = _FP32 * min(work.trainable, _BUCKET_ITEMS)
-    largest_gradient = _last_gradient(work) if work.adapter is None else 0
+    """Stage 3: its linear layers keep no copy of a weight, and a gradient is gone when it is in the bucket."""
+    shape = work.shape
+    stage = Stage3(
+        trainable=work.trainable,
+        all=shape.parameters,
+        frozen=work.base_block_bytes * shape.layers + work.base_root_bytes,
+        largest=max(shape.embedding, shape.block),
+        bytes_each=_FP32 if work.adapter is None else work.compute_bytes,
+        ranks=work.ranks,
+        offloads=work.offloads,
+    )
+    gathered = stage.gathered + stage.bucket
     return Spread(
-        parameters=device * 2 * trainable,
-        base=device * base,
-        optimizer=device * 2 * trainable,
-        gradients_before=device * trainable,
-        gradients_of_head=device * trainable,
-        gradients_late=device * trainable,
-        gradients=device * trainable,
-        gathered_loss=live + bucket,
-        gathered_backward=live + bucket + _FP32 * _trainable_block(work),
-        gathered_end=live + bucket,
-        weight_copies=_weight_copies(work),
-        head_copy=_head_copy(work),
-        cached_copies=_weight_copies(work) + _head_copy(work) if work.keeps_activations else _head_copy(work),
-        end_workspace=largest_gradient,
-        step_workspace=bucket + device * 2 * group,
+        parameters=stage.parameters,
+        base=stage.frozen_part,
+        optimizer=stage.optimizer,
+        gradients_before=stage.gradients,
+        gradients_of_head=stage.gradients,
+        gradients_late=stage.gradients,
+        gradients=stage.gradients,
+        gathered_loss=gathered,
+        gathered_backward=gathered + _largest_gradient(work),
+        gathered_end=gathered,
+        weight_copies=0,
+        head_copy=0,
+        cached_copies=0,
+        end_workspace=_last_gradient(work),
+        step_workspace=stage.bucket + stage.step_copies,
         host=HostMemory(
-            offload=host * (6 * trainable + base) * work.ranks_per_node,
+            offload=stage.host * work.ranks_per_node,
             staging=_staging(work),
             loading=0 if work.adapter is None else _loading_whole(work),
         ),
@@ -165,14 +165,6 @@ SPREADS: Mapping[str, Callable[[Workload], Spread]] = {
     "fsdp": _fully_sharded,
     "zero3": _zero3,
 }
-
-
-def _live_bytes(work: Workload) -> float:
-    """What stage 3 has gathered: it keeps what is used again soon, and prefetches."""
-    shape = work.shape
-    per_item = _FP32 if work.adapter is None else work.compute_bytes
-    largest = max(shape.embedding, shape.block)
-    return per_item * min(shape.parameters, _LIVE_ITEMS + largest + _PREFETCH_ITEMS)
 
 
 def _trainable_block(work: Workload) -> int:
@@ -205,6 +197,13 @@ def _head_copy(work: Workload) -> float:
 
 def _head_gradient(work: Workload) -> float:
     return _FP32 * _trainable_head(work)
+
+
+def _largest_gradient(work: Workload) -> float:
+    """Of a matrix of a block: as it is computed, and in fp32."""
+    if work.adapter is not None:
+        return 0
+    return (work.compute_bytes + _FP32) * max(inputs * outputs for inputs, outputs in work.shape.linears.values())
 
 
 def _last_gradients(work: Workload) -> float:

@@ -24,6 +24,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = 0
         self.peaks = [0]
         self._sizes: dict[int, int] = {}
+        self._excluded: set[int] = set()
 
     @property
     def peak(self) -> int:
@@ -42,12 +43,22 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def count(self, tensor: torch.Tensor) -> None:
         """A tensor that was there before counts from now on; of a sharded one, what this rank holds."""
+        self._resized(self._known(tensor))
+
+    def exclude(self, tensor: torch.Tensor) -> None:
+        """A tensor that does not count from now on, nor do views of it."""
+        storage = self._known(tensor)
+        self._excluded.add(storage._cdata)
+        self.now -= self._sizes[storage._cdata]
+        self._sizes[storage._cdata] = 0
+
+    def _known(self, tensor: torch.Tensor) -> torch.UntypedStorage:
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         storage = local.untyped_storage()
         if storage._cdata not in self._sizes:
             self._sizes[storage._cdata] = 0
             weakref.finalize(storage, self._forget, storage._cdata)
-        self._resized(storage)
+        return storage
 
     @contextmanager
     def counting_resizes(self) -> Iterator[None]:
@@ -67,9 +78,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
 
     def _resized(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._excluded:
+            return
         self.now += storage.nbytes() - self._sizes[storage._cdata]
         self._sizes[storage._cdata] = storage.nbytes()
         self.peaks[-1] = max(self.peaks[-1], self.now)
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
+        self._excluded.discard(key)

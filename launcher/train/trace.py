@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from launcher import loading
 from launcher.errors import UsageError
 from launcher.plan import Plan, make_plan
 from launcher.preflight.shape import config_of
+from launcher.preflight.stage3 import BUCKET_ITEMS
+from launcher.preflight.states import STATES, States, Weights
 from launcher.preflight.workload import NF4_DATA_BYTES, NF4_SCALE_BYTES
 from launcher.recipe import Recipe
 from launcher.train.engines.fsdp import make_mesh, shard_module
@@ -33,10 +35,25 @@ from launcher.train.live_bytes import LiveBytes
 from launcher.train.models import prepare_model, repeated_blocks
 from launcher.train.precision import COMPUTE_DTYPES
 
-_TRACED = ("ddp", "fsdp")
-_FP32 = 4
 FEW_BLOCKS = 5
 _EDGE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """Bytes of one rank. passes: what the trace of the passes had at most. formula: what is added, by name `added`.
+
+    At the optimizer's step all is by formula. host: on the host, by formula.
+    """
+
+    passes: float
+    formula: float
+    added: str
+    host: float
+
+    def as_json(self) -> dict[str, object]:
+        sizes = {name: round(getattr(self, name)) for name in ("passes", "formula", "host")}
+        return {"bytes": round(self.passes + self.formula), **sizes, "added": self.added}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,18 +61,16 @@ class Traced:
     """Bytes of one rank in a forward and a backward pass, with as many blocks as were traced.
 
     rows: the most in each part of the passes; each row has the same part for all blocks.
-    state: weights, gradients, moments of the optimizer, and the copy that its step makes. optimizer: the moments alone.
-    saved: what 4-bit weights take less than traced ones.
     """
 
     rows: Sequence[Sequence[float]]
-    state: float
-    optimizer: float
-    saved: float
+    weights: Weights
 
-    @property
-    def peak(self) -> float:
-        return max(max(map(max, self.rows)) + self.optimizer, self.state) - self.saved
+    def peak(self, states: States) -> Peak:
+        passes = max(map(max, self.rows)) - states.counted_too_much
+        if states.step > passes + states.beside:
+            return Peak(passes=0, formula=states.step, added="all that the optimizer's step needs", host=states.host)
+        return Peak(passes=passes, formula=states.beside, added=states.name, host=states.host)
 
     def extended(self, more: Traced, blocks: int) -> Traced:
         """With so many blocks on top of these, when `more` has one on top: each adds as much as the one before.
@@ -67,11 +82,9 @@ class Traced:
             return few + (one - few) * blocks
 
         pairs = zip(map(_edges, self.rows), map(_edges, more.rows), strict=True)
+        sizes = {name: at(getattr(self.weights, name), getattr(more.weights, name)) for name in Weights.__slots__}
         return Traced(
-            rows=[[at(few, one) for few, one in zip(*edges, strict=True)] for edges in pairs],
-            state=at(self.state, more.state),
-            optimizer=at(self.optimizer, more.optimizer),
-            saved=at(self.saved, more.saved),
+            rows=[[at(few, one) for few, one in zip(*edges, strict=True)] for edges in pairs], weights=Weights(**sizes)
         )
 
 
@@ -79,23 +92,26 @@ def _edges(row: Sequence[float]) -> Sequence[float]:
     return row if len(row) < FEW_BLOCKS else [*row[:_EDGE], *row[-_EDGE:]]
 
 
-def trace(recipe: Recipe, plan: Plan) -> int:
-    """The peak in bytes of what one rank has allocated on its device in a step.
+def trace(recipe: Recipe, plan: Plan) -> Peak:
+    """The most that one rank has allocated on its device in a step.
 
-    The forward and the backward pass are traced; moments of the optimizer, and what its step needs, are added. Of a
-    model by name, whose blocks are all alike, a few are traced, and one more, which says what each further one adds.
+    The forward and the backward pass are traced; what is known by formula is added. Of a model by name, whose blocks
+    are all alike, a few are traced, and one more, which says what each further one adds.
     Raises UsageError for a strategy that cannot be traced.
     """
-    parallel = recipe.parallel
-    if parallel.strategy not in _TRACED or parallel.cpu_offload:
-        raise UsageError(f"parallel.strategy={parallel.describe()} cannot be traced; {', '.join(_TRACED)} can")
+    if recipe.parallel.strategy not in STATES:
+        raise UsageError(f"parallel.strategy={recipe.parallel.strategy} cannot be traced; {', '.join(STATES)} can")
     config = None if recipe.model.name is None else config_of(recipe.model)
     mesh = make_group(recipe, plan)
     layers = 0 if config is None else config["num_hidden_layers"]
     if config is None or layers <= FEW_BLOCKS + 1:
-        return round(trace_blocks(recipe, plan, config, mesh).peak)
-    few, more = (trace_blocks(recipe, plan, {**config, "num_hidden_layers": FEW_BLOCKS + one}, mesh) for one in (0, 1))
-    return round(few.extended(more, layers - FEW_BLOCKS).peak)
+        traced = trace_blocks(recipe, plan, config, mesh)
+    else:
+        counts = (FEW_BLOCKS, FEW_BLOCKS + 1)
+        few, more = (trace_blocks(recipe, plan, {**config, "num_hidden_layers": count}, mesh) for count in counts)
+        traced = few.extended(more, layers - FEW_BLOCKS)
+    ranks = plan.topology.ranks if mesh is None else mesh["shard"].size()
+    return traced.peak(STATES[recipe.parallel.strategy](traced.weights, ranks, recipe.parallel.cpu_offload))
 
 
 def trace_blocks(recipe: Recipe, plan: Plan, config: Mapping[str, Any] | None, mesh: Any) -> Traced:
@@ -103,21 +119,26 @@ def trace_blocks(recipe: Recipe, plan: Plan, config: Mapping[str, Any] | None, m
     precision = "bf16" if recipe.precision == "auto" else recipe.precision
     with FakeTensorMode(allow_non_fake_inputs=True):
         module = fake_model(recipe, config, precision)
-        saved = _saved_by_quantisation(recipe, module, precision)
         blocks = repeated_blocks(module)
+        weights = _weights(module, blocks, _saved_by_quantisation(recipe, module, precision))
         if mesh is not None:
-            shard_module(module, mesh, precision, offloads=False)
+            shard_module(module, mesh, precision, offloads=recipe.parallel.cpu_offload)
         live = LiveBytes()
         with _marks_between(blocks, live):
             run_passes(recipe, plan, module, precision, live)
-    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    frozen = sum(p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad)
-    ranks = 1 if mesh is None else mesh["shard"].size()
-    return Traced(
-        rows=_rows(live.peaks, len(blocks)),
-        state=(frozen + 5 * _FP32 * trainable) / ranks,  # parameters, gradients, moments, and AdamW's copy
-        optimizer=2 * _FP32 * trainable / ranks,
-        saved=saved / ranks,
+    return Traced(rows=_rows(live.peaks, len(blocks)), weights=weights)
+
+
+def _weights(module: torch.nn.Module, blocks: Sequence[torch.nn.Module], saved: float) -> Weights:
+    parameters = list(module.parameters())
+    in_blocks = {id(p) for block in blocks for p in block.parameters()}
+    layers = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    return Weights(
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        all=sum(p.numel() for p in parameters),
+        frozen=sum(p.nbytes for p in parameters if not p.requires_grad) - saved,
+        largest=max([*layers, *(p.numel() for p in parameters if id(p) not in in_blocks)]),
+        saved=saved,
     )
 
 
@@ -155,19 +176,70 @@ def _rows(peaks: Sequence[int], blocks: int) -> list[Sequence[int]]:
 
 
 def run_passes(recipe: Recipe, plan: Plan, module: torch.nn.Module, precision: str, live: LiveBytes) -> None:
-    """Count one forward and backward pass, with weights and gradients, fake or real as the module is."""
-    has_gradients = plan.accumulation > 1 or (recipe.parallel.strategy == "ddp" and plan.topology.ranks > 1)
-    with live, live.counting_resizes(), _without_packing():
-        for tensor in (*module.parameters(), *module.buffers()):
-            live.count(tensor)
-        for parameter in module.parameters() if has_gradients else ():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    """Count one forward and backward pass, fake or real as the module is.
+
+    With weights and gradients, unless they stay on the host, or with DeepSpeed.
+    """
+    parallel, dtype = recipe.parallel, COMPUTE_DTYPES[precision]
+    is_zero = parallel.strategy == "zero3"
+    linears = _linears_of_deepspeed() if is_zero else nullcontext()
+    with live, live.counting_resizes(), _without_packing(), linears:
+        if is_zero or parallel.cpu_offload:
+            _leave_out_weights(module, live, _to_a_bucket() if is_zero else _to_the_host)
+        else:
+            replicates = parallel.strategy == "ddp" and plan.topology.ranks > 1
+            _count_weights(module, live, has_gradients=replicates or plan.accumulation > 1)
+        for buffer in module.buffers():
+            live.count(buffer)
         shape = (plan.micro, recipe.data.sequence_length)
         batch = {name: torch.zeros(shape, dtype=torch.int64) for name in ("input_ids", "labels")}
-        dtype = COMPUTE_DTYPES[precision]
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        # The engine of ZeRO autocasts without the cache.
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None, cache_enabled=not is_zero):
             loss, _ = loss_function(recipe.loss)(module, batch)
         loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _count_weights(module: torch.nn.Module, live: LiveBytes, *, has_gradients: bool) -> None:
+    for parameter in module.parameters():
+        live.count(parameter)
+        if has_gradients and parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def _leave_out_weights(module: torch.nn.Module, live: LiveBytes, take: Callable[[torch.Tensor], None]) -> None:
+    """Have each gradient taken as soon as it is there."""
+    for parameter in module.parameters():
+        live.exclude(parameter)
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
+
+
+def _to_the_host(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+def _to_a_bucket() -> Callable[[torch.Tensor], None]:
+    """What DeepSpeed's bucket has no room for waits until the next gradient is there, and is reduced by itself."""
+    waiting: list[torch.Tensor | None] = []
+
+    def take(parameter: torch.Tensor) -> None:
+        waiting[:] = [parameter.grad] if parameter.numel() > BUCKET_ITEMS else []
+        parameter.grad = None
+
+    return take
+
+
+@contextmanager
+def _linears_of_deepspeed() -> Iterator[None]:
+    """They keep no copy of a weight in the precision of the layers."""
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    linear = torch.nn.functional.linear
+    torch.nn.functional.linear = zero3_linear_wrap
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = linear
 
 
 @contextmanager
@@ -245,7 +317,7 @@ def main() -> None:
     recipe = loading.load_frozen(Path(sys.argv[1])).recipe
     topology = Topology(nodes=int(sys.argv[2]), ranks_per_node=int(sys.argv[3]), has_gpus=True)
     try:
-        found: dict[str, object] = {"bytes": trace(recipe, make_plan(recipe, topology, cores_per_node=1))}
+        found = trace(recipe, make_plan(recipe, topology, cores_per_node=1)).as_json()
     except UsageError as error:
         found = {"error": str(error)}
     print(json.dumps(found | {"seconds": round(time.perf_counter() - started, 1)}))

@@ -11,23 +11,26 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from support.llamas import ALL_LINEAR, TINY, case, work
+from support.llamas import ALL_LINEAR, TINY, case, shape, work
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launcher.cli import main
+from launcher.commands.estimate import Estimate
 from launcher.errors import UsageError
 from launcher.loading import Resolved, to_yaml
 from launcher.plan import make_plan
 from launcher.preflight.footprint import moments
 from launcher.preflight.shape import shape_of
+from launcher.preflight.states import STATES
 from launcher.recipe import Lora
+from launcher.train.functions import loss_function
 from launcher.train.live_bytes import LiveBytes
 from launcher.train.models import prepare_model
 from launcher.train.trace import FEW_BLOCKS, fake_model, make_group, run_passes, trace, trace_blocks
 
 # transformers and peft warn of what they will change.
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
 SMALL_LORA = Lora(rank=16, targets=ALL_LINEAR)
 
@@ -67,6 +70,11 @@ def test_fake_tensors_take_what_real_ones_take_and_the_formula_is_near(precision
     assert closed == pytest.approx(measured, rel=0.05)
 
 
+@pytest.fixture(autouse=True)
+def deepspeed_computes_as_on_a_cpu(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+
 @pytest.fixture
 def no_group_stays():
     yield
@@ -75,16 +83,36 @@ def no_group_stays():
 
 
 @pytest.mark.usefixtures("no_group_stays")
-@pytest.mark.parametrize(("strategy", "checkpoints"), [("ddp", False), ("fsdp", True)])
-def test_a_few_blocks_say_exactly_what_all_would(strategy, checkpoints):
-    planned = case("tiny", strategy, gpus=8, length=256, checkpoints=checkpoints, precision="bf16")
+@pytest.mark.parametrize(
+    ("strategy", "checkpoints", "offload"),
+    [("ddp", False, False), ("fsdp", True, False), ("fsdp", False, True), ("zero3", True, False)],
+    ids=["ddp", "fsdp-checkpointed", "fsdp-offload", "zero3-checkpointed"],
+)
+def test_a_few_blocks_say_exactly_what_all_would(strategy, checkpoints, offload):
+    planned = case("tiny", strategy, gpus=8, length=256, checkpoints=checkpoints, offload=offload, precision="bf16")
     recipe, plan = planned.recipe, make_plan(planned.recipe, planned.topology, cores_per_node=1)
     group = make_group(recipe, plan)
     few, more, whole = (
         trace_blocks(recipe, plan, TINY | {"num_hidden_layers": layers}, group)
         for layers in (FEW_BLOCKS, FEW_BLOCKS + 1, FEW_BLOCKS + 3)
     )
-    assert few.extended(more, 3).peak == whole.peak
+    states = STATES[strategy](whole.weights, 8, offload)
+    assert few.extended(more, 3).weights == whole.weights
+    assert few.extended(more, 3).peak(states) == whole.peak(states)
+
+
+def rows(planned):
+    """Bytes of the passes of a small Llama of two blocks: before them, in each forward, and in each backward."""
+    recipe, plan = planned.recipe, make_plan(planned.recipe, planned.topology, cores_per_node=1)
+    return trace_blocks(recipe, plan, TINY, make_group(recipe, plan)).rows
+
+
+@pytest.mark.usefixtures("no_group_stays")
+def test_offload_takes_weights_and_gradients_off_the_device():
+    # Two micro-batches a step: gradients are there from the start.
+    kept, offloaded = (case("tiny", "fsdp", gpus=8, length=256, samples=64, offload=on) for on in (False, True))
+    difference = max(map(max, rows(kept))) - max(map(max, rows(offloaded)))
+    assert difference == pytest.approx(2 * 4 * shape("tiny").parameters / 8, rel=0.01)
 
 
 @pytest.mark.parametrize("mode", [nullcontext, FakeTensorMode], ids=["real", "fake"])
@@ -122,9 +150,43 @@ def test_the_formula_of_fsdp_is_near_the_trace_of_64_ranks(tmp_path):
     assert traced(planned, tmp_path)["bytes"] == pytest.approx(closed, rel=0.05)
 
 
-def test_what_deepspeed_does_cannot_be_traced():
-    planned = case("1b", "zero3")
-    with pytest.raises(UsageError, match="zero3 cannot be traced; ddp, fsdp can"):
+def test_what_deepspeed_keeps_is_added_by_formula_and_said_to_be(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(TINY | {"vocab_size": 8192}))
+    planned = case("tiny", "zero3", nodes=2, gpus=8, length=256)
+    folder = replace(planned.recipe.model, name=str(tmp_path))
+    recipe = replace(planned.recipe, model=folder)
+    closed = replace(planned, recipe=recipe).footprint(shape_of(folder)).parts
+    found = trace(recipe, make_plan(recipe, planned.topology, cores_per_node=1)).as_json()
+    assert found["bytes"] == pytest.approx(closed.total, rel=0.05)
+    states = closed.parameters + closed.optimizer + closed.gradients + closed.communication
+    assert found["formula"] == pytest.approx(states, rel=0.001)
+    lines = list(Estimate(report=None, missing="none", traced=found | {"seconds": 1}).lines())
+    assert lines[-1].endswith("by formula: partitions, gathered parameters and bucket of DeepSpeed")
+
+
+@pytest.mark.usefixtures("no_group_stays")
+def test_deepspeed_takes_what_is_traced_of_the_passes_and_what_the_formula_adds(monkeypatch):
+    from launcher.train.engines.zero import Zero
+
+    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)  # DeepSpeed replaces it for good
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    planned = case("tiny", "zero3", length=256, checkpoints=False, precision="bf16")
+    recipe, plan = planned.recipe, make_plan(planned.recipe, planned.topology, cores_per_node=1)
+    found = trace_blocks(recipe, plan, TINY, None)
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    shape_of_batch = (plan.micro, recipe.data.sequence_length)
+    batch = {name: torch.zeros(shape_of_batch, dtype=torch.int64) for name in ("input_ids", "labels")}
+    with LiveBytes() as live:
+        engine = Zero(recipe, plan, real_model(recipe, "bf16"), torch.device("cpu"), "bf16")
+        live.peaks = [live.now]
+        engine.accumulate(lambda model: loss_function(recipe.loss)(model, batch)[0], is_last=True)
+    peak = found.peak(STATES["zero3"](found.weights, 1, False))
+    assert peak.passes + peak.formula == pytest.approx(live.peak, rel=0.01)
+
+
+def test_zero_of_a_stage_without_formula_cannot_be_traced():
+    planned = case("1b", "zero1")
+    with pytest.raises(UsageError, match="zero1 cannot be traced; ddp, fsdp, zero3 can"):
         trace(planned.recipe, make_plan(planned.recipe, planned.topology, cores_per_node=1))
 
 
