@@ -145,7 +145,8 @@ def _zero3(work: Workload) -> Spread:
         weight_copies=0,
         head_copy=0,
         cached_copies=0,
-        end_workspace=_last_gradient(work),
+        # That of an output layer which is the same matrix has waited for it.
+        end_workspace=_last_gradient(work) * (2 if shape.is_tied else 1),
         step_workspace=stage.bucket + stage.step_copies,
         host=HostMemory(
             offload=stage.host * work.ranks_per_node,

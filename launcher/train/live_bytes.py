@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,13 @@ from torch.utils._pytree import tree_iter
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the tensors that operations make while it is entered, until they are gone.
 
+    shared: shapes of parameters that a model uses in several places.
     peaks: the most between one mark and the next, of which the last is still open.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Collection[torch.Size] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._shared = shared
         self.now = 0
         self.peaks = [0]
         self._sizes: dict[int, int] = {}
@@ -35,6 +37,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peaks.append(self.now)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.add.Tensor and not torch.is_grad_enabled() and args[0].shape in self._shared:
+            func = torch.ops.aten.add_.Tensor  # as autograd adds up gradients where nobody looks on
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -121,12 +122,18 @@ def trace_blocks(recipe: Recipe, plan: Plan, config: Mapping[str, Any] | None, m
         module = fake_model(recipe, config, precision)
         blocks = repeated_blocks(module)
         weights = _weights(module, blocks, _saved_by_quantisation(recipe, module, precision))
+        live = LiveBytes(shared_shapes(module))
         if mesh is not None:
             shard_module(module, mesh, precision, offloads=recipe.parallel.cpu_offload)
-        live = LiveBytes()
         with _marks_between(blocks, live):
             run_passes(recipe, plan, module, precision, live)
     return Traced(rows=_rows(live.peaks, len(blocks)), weights=weights)
+
+
+def shared_shapes(module: torch.nn.Module) -> set[torch.Size]:
+    """Of the parameters that are used in several places, such as an embedding that is the output layer, too."""
+    uses = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
+    return {p.shape for p in module.parameters() if uses[id(p)] > 1}
 
 
 def _weights(module: torch.nn.Module, blocks: Sequence[torch.nn.Module], saved: float) -> Weights:

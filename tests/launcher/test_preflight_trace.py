@@ -27,7 +27,7 @@ from launcher.recipe import Lora
 from launcher.train.functions import loss_function
 from launcher.train.live_bytes import LiveBytes
 from launcher.train.models import prepare_model
-from launcher.train.trace import FEW_BLOCKS, fake_model, make_group, run_passes, trace, trace_blocks
+from launcher.train.trace import FEW_BLOCKS, fake_model, make_group, run_passes, shared_shapes, trace, trace_blocks
 
 # transformers and peft warn of what they will change.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
@@ -44,7 +44,7 @@ def real_model(recipe, precision):
 
 
 def peak_of_passes(recipe, plan, module, precision):
-    live = LiveBytes()
+    live = LiveBytes(shared_shapes(module))
     run_passes(recipe, plan, module, precision, live)
     return live.peak
 
@@ -176,8 +176,10 @@ def test_deepspeed_takes_what_is_traced_of_the_passes_and_what_the_formula_adds(
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     shape_of_batch = (plan.micro, recipe.data.sequence_length)
     batch = {name: torch.zeros(shape_of_batch, dtype=torch.int64) for name in ("input_ids", "labels")}
-    with LiveBytes() as live:
-        engine = Zero(recipe, plan, real_model(recipe, "bf16"), torch.device("cpu"), "bf16")
+    module = real_model(recipe, "bf16")
+    with LiveBytes(shared_shapes(module)) as live:
+        engine = Zero(recipe, plan, module, torch.device("cpu"), "bf16")
+        del module
         live.peaks = [live.now]
         engine.accumulate(lambda model: loss_function(recipe.loss)(model, batch)[0], is_last=True)
     peak = found.peak(STATES["zero3"](found.weights, 1, False))
