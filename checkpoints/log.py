@@ -95,7 +95,8 @@ class CommitLog:
     ) -> Claim:
         """Become the only one who may commit.
 
-        Raises OwnerAlive when another job seems to be at work, and CorruptCheckpoint when damage hides every commit.
+        Raises OwnerAlive when another job seems to be at work, and CorruptCheckpoint when damage hides every commit,
+        or a folder is where the next entry belongs.
         """
         for _ in self._tries():
             reading = self.find()
@@ -105,8 +106,11 @@ class CommitLog:
             if reading.entry is not None and reading.damage and not reading.entry.live:
                 self._refuse_lost_commits(reading.damage)
             entry = _claim(reading, owner, body or {})
-            if self.offer(entry):
-                return Claim(self, entry)
+            try:
+                if self.offer(entry):
+                    return Claim(self, entry)
+            except NotAFile as error:  # a folder, which no list shows
+                raise CorruptCheckpoint(error.key, f"{error.reason}; remove it") from error
         raise StoreError("claim", entry.key, "other writers came first every time; try again")
 
     def pin(self, n: int, *, is_pinned: bool = True) -> Commit:

@@ -413,3 +413,11 @@ def test_what_is_no_file_in_an_entry_s_place_is_damage_that_the_next_claim_passe
     reading = log.find()
     assert (reading.entry and reading.entry.n, reading.slot, len(reading.damage)) == (1, 2, 1)
     assert log.claim(owner("second"), is_takeover=True).state.n == 3
+
+
+def test_a_folder_where_the_next_entry_belongs_is_named(tmp_path: Path) -> None:
+    log = CommitLog(PosixStore(tmp_path))
+    log.claim(owner("first"))
+    (tmp_path / entry_key(2)).mkdir()
+    with pytest.raises(CorruptCheckpoint, match=f"{entry_key(2)}.*remove it"):
+        log.claim(owner("second"), is_takeover=True)

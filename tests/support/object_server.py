@@ -126,6 +126,11 @@ class _Proxy(ThreadingHTTPServer):
         self.fault = fault
         self.counts: Counter[str] = Counter()
 
+    def handle_error(self, *request: object) -> None:
+        """A client that is killed resets its connections."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*request)
+
 
 class _ProxyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
