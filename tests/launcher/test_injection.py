@@ -20,6 +20,7 @@ from support.payloads import PAYLOADS, as_file_name
 from checkpoints.owner import this_process
 from cluster import backend
 from launcher import cli
+from launcher.commands import train
 from launcher.pace import Pace
 from launcher.runs import Attempt, Outcome
 from launcher.train.__main__ import _failed
@@ -82,6 +83,7 @@ def a_tree(folder: Path, name: str, *, model: str, data: str) -> Path:
     subprocess.run(["git", "-C", str(tree), "init", "-q"], check=True)
     (tree / f"{name}.txt").write_text("text")
     (tree / f"{name}.pem").write_text("secret")
+    (tree / "x.txt").write_text("data")
     recipe = tree / f"{name}.py"
     recipe.write_text(RECIPE.format(model=model, data=data))
     return recipe
@@ -104,6 +106,7 @@ def _train_and_look(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LAUNCH_RUNS_DIR", str(runs))
     monkeypatch.setattr(socket, "gethostname", lambda: text)
+    monkeypatch.setattr(train, "refuse_absent", lambda *_: None)  # neither the model nor the data is there
     Nowhere.leave = staticmethod(
         lambda attempt: (
             leave_events(attempt, text),
