@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import signal
 from pathlib import Path
 
@@ -67,33 +66,3 @@ def test_only_adapters_and_their_optimizer_state_are_saved(runs):
     assert shards
     for shard in shards:
         assert shard.stat().st_size < 3 * 1.05 * adapters, "an adapter and its two moments"
-
-
-def test_the_merged_export_is_a_plain_transformers_model(runs, tmp_path):
-    exported = tmp_path / "merged"
-    result = launch("checkpoints", "export", "whole", str(exported), "--merged", runs_dir=runs)
-    assert result.returncode == 0, result.stderr
-    (tmp_path / "load.py").write_text("""
-import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-ids = AutoTokenizer.from_pretrained(sys.argv[1])("def", return_tensors="pt")
-print(type(model).__name__, model.generate(**ids, max_new_tokens=2).shape)
-""")
-    assert run_script("load.py", str(exported), tmp_path).startswith("LlamaForCausalLM")
-
-
-def test_a_base_model_that_changed_is_refused_by_name_before_the_first_step(small_llama, tmp_path):
-    base = tmp_path / "base"
-    shutil.copytree(small_llama, base)
-    words = [*FLAGSHIP, f"model.name={base}", "--name", "run"]
-    assert launch(*words, "stop_after=2", runs_dir=tmp_path).returncode == 75
-    weights = base / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    refused = launch("resume", "run", runs_dir=tmp_path)
-    assert refused.returncode == 2, refused.stderr
-    assert "base_model changed: digest" in refused.stderr.splitlines()[-1]
-    assert "--allow-change base_model" in refused.stderr.splitlines()[-1]
-    assert steps_of(tmp_path / "run") == [1, 2]
