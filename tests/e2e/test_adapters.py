@@ -17,8 +17,8 @@ def runs(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(small_llama, base)
     result = launch(
         "recipes/llama_qlora.py", "--laptop", f"model.name={base}", "data.sequence_length=64", "steps=4",
-        "stop_after=2", "batch.size=2", "batch.micro=2", "evaluation.samples=0", "schedule.warmup_steps=1", "--name", "run",
-        runs_dir=folder,
+        "stop_after=2", "batch.size=2", "batch.micro=2", "evaluation.samples=0", "schedule.warmup_steps=1",
+        "--name", "run", runs_dir=folder,
     )  # fmt: skip
     assert result.returncode == 75, result.stderr
     return folder

@@ -11,16 +11,13 @@ from pathlib import Path
 import pytest
 from support.runs_for_tests import (
     assert_same_ending,
-    finish,
     json_lines,
     launch,
     small_words,
     start,
-    status,
     steps_of,
     tensorboard_steps,
     wait_for,
-    wait_for_step,
 )
 
 from launcher.rehearsal.processes import Processes
@@ -69,22 +66,6 @@ def test_saving_when_that_is_worth_it_changes_nothing(tmp_path, undisturbed):
     assert launcher.returncode == 0, errors
     assert "killed by SIGKILL; its ranks start again from the newest commit" in errors
     assert len(committed_steps(run)) >= 3
-    assert_same_ending(run, undisturbed(2))
-
-
-@pytest.mark.parametrize("victim", ["launcher", "agent", "forkserver", "writer"])
-def test_killing_any_process_loses_nothing(tmp_path, undisturbed, victim):
-    launcher = start(*small_words(2), "--name", "run", runs_dir=tmp_path)
-    run = tmp_path / "run"
-    wait_for_step(run, 12)
-    pid = launcher.pid if victim == "launcher" else Processes(launcher.pid).find()[victim][0]
-    os.kill(pid, signal.SIGKILL)
-    launcher.communicate(timeout=300)
-    if victim == "launcher":
-        wait_for(lambda: status(run)["state"] == "PENDING", "the run to stop when its launcher was killed")
-        finish(run, 2)
-    else:
-        assert launcher.returncode == 0
     assert_same_ending(run, undisturbed(2))
 
 
