@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from cluster.backend import Backend
@@ -53,7 +54,7 @@ def warnings(recipe: Recipe, topology: Topology, backend: Backend, arguments: ar
 def refuse_absent(recipes: Sequence[Recipe], backend: Backend) -> None:
     """Raises UsageError for what is not on this machine and has to be, and for data that its bucket does not give."""
     if backend.needs_launcher:
-        for what in (what for recipe in recipes for what in _absent(recipe)):
+        for what in chain.from_iterable(map(_absent, recipes)):
             raise UsageError(f"{what} of this machine; correct the path")
     for path in {recipe.data.path for recipe in recipes}:
         if path is not None and is_object(path):
