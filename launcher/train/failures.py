@@ -82,6 +82,8 @@ def describe(error: BaseException, rank: int, log: Path) -> Failure:
 
 def _classify(error: BaseException) -> tuple[str, str]:
     """(kind, cause in one line)."""
+    if died := _find_dead_worker(error):
+        return "worker", f"a data worker died: {died} (was it out of memory, or is /dev/shm full?)"
     text = " ".join(str(error).split())
     for types, kind, cause in _KNOWN:
         if isinstance(error, types):
@@ -100,11 +102,20 @@ def _classify(error: BaseException) -> tuple[str, str]:
         if found := _NOT_DETERMINISTIC.search(text):
             remedy = "use deterministic=false, and a run that is killed may end with other weights"
             return "usage", f"the operation {found[1]} has no deterministic kernel; {remedy}"
-        if found := _WORKER_DIED.search(text):
-            return "worker", f"a data worker died: {found[0]} (was it out of memory, or is /dev/shm full?)"
         if _PEER_LOST.search(text):
             return "peer", f"lost the other ranks: {text[:200]}"
     return "error", f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _find_dead_worker(error: BaseException) -> str | None:
+    """What torch says of a data worker that died, also where it is the context of `error`: it is raised from a signal's
+    handler, in whatever the rank is doing, and what is cut short there may well fail in its own way."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, RuntimeError) and (found := _WORKER_DIED.search(str(link))):
+            return found[0]
+        link = link.__cause__ or link.__context__
+    return None
 
 
 _KNOWN: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str, str], ...] = (

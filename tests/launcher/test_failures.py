@@ -41,6 +41,20 @@ def test_an_exception_is_told_in_the_words_of_its_kind(tmp_path: Path, error, ki
     assert "\n" not in failure.cause
 
 
+def test_a_dead_data_worker_is_the_cause_though_the_code_that_it_cut_short_failed_too(tmp_path: Path):
+    def cut_short() -> None:
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+        except RuntimeError:
+            del {}["a thread that was to start"]
+
+    with pytest.raises(KeyError) as raised:
+        cut_short()
+    failure = describe(raised.value, 0, tmp_path / "rank-0.log")
+    assert (failure.kind, failure.is_retryable) == ("worker", True)
+    assert failure.cause.startswith("a data worker died: DataLoader worker (pid 7) is killed")
+
+
 def test_on_one_machine_a_commit_on_its_disk_is_progress_and_none_is_not(tmp_path: Path):
     run = Run(tmp_path)
     claim = CommitLog(open_store(run.checkpoints)).claim(this_process("run/1"))
