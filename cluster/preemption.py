@@ -94,16 +94,16 @@ class Notice:
         """None as long as it is not known."""
         return _read(self._beside("end"))
 
-    def _beside(self, name: str) -> Path:
-        return self.path.with_name(f"{self.path.name}.{name}")
+    def _beside(self, name: str) -> str:
+        return f"{self.path}.{name}"
 
 
-def _make(path: Path, mark: Mark) -> None:
+def _make(path: str | Path, mark: Mark) -> None:
     with contextlib.suppress(FileExistsError, FileNotFoundError):  # made already, or the node has cleaned up
         os.symlink(f"{mark.at} {mark.why}", path)
 
 
-def _read(path: Path) -> Mark | None:
+def _read(path: str | Path) -> Mark | None:
     try:
         at, _, why = os.readlink(path).partition(" ")
     except FileNotFoundError:

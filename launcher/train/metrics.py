@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from launcher.runs import LineFile, Run
 
+_HAND_OVER_SECONDS = 5.0
 _TENSORBOARD_NAMES = {
     "loss": "train/loss",
     "lr": "train/lr",
@@ -53,23 +55,29 @@ class Metrics:
 
 
 class _Scalars:
-    """TensorBoard's event file. The thread that writes it dies of a full disk; then a new file is begun."""
+    """TensorBoard's event file. The thread that writes it dies of a full disk; then a new file is begun.
+
+    It gets the events of some seconds at once: each time it takes the GIL from training several times. They are made
+    then, too: code that runs once per step is cold.
+    """
 
     def __init__(self, folder: Path, start: int) -> None:
         self._folder = folder
-        self._waiting: list[Event] = []
-        self._since_flush: list[Event] = []
+        self._waiting: list[Callable[[], Event]] = []
+        self._since_flush: list[Callable[[], Event]] = []
         self._writer: EventFileWriter | None = None
+        self._next = 0.0
         _wait_for_a_second_without_files(folder)
         # TensorBoard drops what an earlier attempt wrote about the steps that come again.
         restart = SessionLog(status=SessionLog.START)
-        self._waiting.append(Event(step=start + 1, wall_time=time.time(), session_log=restart))
+        self._waiting.append(partial(Event, step=start + 1, wall_time=time.time(), session_log=restart))
 
     def add(self, step: int, scalars: dict[str, float]) -> None:
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._waiting.append(Event(step=step, wall_time=time.time(), summary=Summary(value=values)))
-        with self._patience():
-            self._write_waiting()
+        self._waiting.append(partial(_event, step, time.time(), scalars))
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _HAND_OVER_SECONDS
+            with self._patience():
+                self._write_waiting()
 
     def flush(self) -> None:
         with self._patience():
@@ -78,9 +86,9 @@ class _Scalars:
 
     def _write_waiting(self) -> EventFileWriter:
         if self._writer is None:
-            self._writer = EventFileWriter(str(self._folder), flush_secs=10)
+            self._writer = EventFileWriter(str(self._folder), flush_secs=_HAND_OVER_SECONDS)
         for event in self._waiting:
-            self._writer.add_event(event)
+            self._writer.add_event(event())
         self._since_flush += self._waiting
         self._waiting.clear()
         return self._writer
@@ -94,6 +102,11 @@ class _Scalars:
             self._writer = None
             self._waiting = self._since_flush + self._waiting
             self._since_flush = []
+
+
+def _event(step: int, wall_time: float, scalars: Mapping[str, float]) -> Event:
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+    return Event(step=step, wall_time=wall_time, summary=Summary(value=values))
 
 
 def _wait_for_a_second_without_files(folder: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import blake3
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -267,12 +268,13 @@ def open_session(run: Run, attempt: Attempt, restart: int, agent: int, notice: N
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Random numbers of a step depend on (seed, step, rank) alone, so that a resumed run draws the same ones."""
-    state = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint64)
+    digest = blake3.blake3(f"{seed}/{step}/{rank}".encode()).digest(length=16)
+    for_torch, for_others = int.from_bytes(digest[:8]), int.from_bytes(digest[8:])
     # Without a GPU to seed, torch.manual_seed keeps the seed for later, with the whole stack as text, in each step.
     seed_torch = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
-    seed_torch(int(state[0]))
-    np.random.seed(int(state[1]) % 2**32)
-    random.seed(int(state[1]))
+    seed_torch(for_torch)
+    np.random.seed(for_others % 2**32)
+    random.seed(for_others)
 
 
 def _plan_of(recipe: Recipe, record: dict[str, Any]) -> Plan:
