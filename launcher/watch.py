@@ -64,6 +64,7 @@ class BarDisplay:
             BarColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  ETA {task.fields[eta]}"),
             console=Console(stderr=True, highlight=False),
+            refresh_per_second=4,  # each takes 1.3 ms from ranks that train on CPUs
             transient=True,
         )
         self._task = self._progress.add_task("", total=steps, loss="-", speed="-", eta="-", visible=False)
