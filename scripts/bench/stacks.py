@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOYS = Path(__file__).resolve().parent / "toys"
 START_SECONDS = 120.0
@@ -126,6 +128,13 @@ class Training:
     def steps(self, rank: int) -> list[dict[str, Any]]:
         """What the rank told of its steps, by any of its processes."""
         return [event for event in self._read() if event["rank"] == rank and event["event"].endswith("step")]
+
+    def send(self, number: signal.Signals) -> None:
+        """To all its processes."""
+        root = psutil.Process(self._process.pid)
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def end(self) -> None:
         """Leave no process behind. The launcher's children are not in its session, but they end with it."""

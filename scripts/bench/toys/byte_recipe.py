@@ -32,7 +32,7 @@ RECIPE = Recipe(
     data=Data(path=os.environ["BENCH_DATA"], sequence_length=128),
     loss=loss,
     parallel=Parallel(strategy=os.environ["BENCH_STRATEGY"]),
-    steps=int(os.environ["BENCH_STEPS"]),
+    steps=1_000_000,
     batch=Batch(size=4 * RANKS, micro=4),
     optimizer=AdamW(lr=1e-3),
     checkpoint=Checkpoint(every=1_000_000),
