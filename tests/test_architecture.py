@@ -20,7 +20,7 @@ ARROWS = {
     "checkpoints": {"checkpoints"},
 }
 _HEAVY_CHECKPOINTS = ("saver", "restorer", "flat_shard", "object_store")
-HEAVY = ("launcher/train/", *(f"checkpoints/{name}.py" for name in _HEAVY_CHECKPOINTS))
+HEAVY = ("launcher/train/", "launcher/tree.py", *(f"checkpoints/{name}.py" for name in _HEAVY_CHECKPOINTS))
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -86,7 +86,7 @@ class _Scalars:
 
     def _write_waiting(self) -> EventFileWriter:
         if self._writer is None:
-            self._writer = EventFileWriter(str(self._folder), flush_secs=_HAND_OVER_SECONDS)
+            self._writer = EventFileWriter(str(self._folder), max_queue_size=0, flush_secs=_HAND_OVER_SECONDS)
         for event in self._waiting:
             self._writer.add_event(event())
         self._since_flush += self._waiting

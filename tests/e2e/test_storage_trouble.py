@@ -88,9 +88,10 @@ def test_a_disk_that_is_read_only_for_a_while_costs_a_run_nothing_but_checkpoint
     launcher = start(*WORDS, "--name", "run", runs_dir=folder)
     run = folder / "run"
     wait_for(lambda: events_of(run, "committed"), "a commit")
-    # The kernel makes no file system read-only that has open files; a read-only mount on top of it has none.
+    # The kernel makes no mount read-only through which files are written. One on top of it has none but for moments.
     mount("--bind", folder, folder)
-    mount("-o", "remount,bind,ro", folder)
+    remount = ["mount", "-o", "remount,bind,ro", folder]
+    wait_for(lambda: subprocess.run(remount, check=False).returncode == 0, "a moment in which nothing is written")
     assert f"the disk of {run} is read-only since " in read_until(launcher, "the disk of")
     wait_for(lambda: len(events_of(run, "save_failed")) > 5, "more failed checkpoints than end a run on a broken disk")
     commits = status(run)["commits"]

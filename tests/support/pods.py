@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -44,7 +45,8 @@ class Pods:
     def kill(self, node: int) -> None:
         process = psutil.Process(self.processes[node].pid)
         for one in [process, *process.children(recursive=True)]:
-            one.kill()
+            with suppress(psutil.NoSuchProcess):  # children end with their parent
+                one.kill()
 
     def codes(self) -> list[int]:
         return [process.wait(300) for process in self.processes]
