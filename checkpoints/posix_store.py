@@ -71,7 +71,7 @@ class PosixStore:
             _size(file)
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             _bypass_cache(file, True)
-            part = memoryview(mmap.mmap(-1, part_bytes))  # page-aligned, as reads past the cache must be
+            part = memoryview(_buffer(part_bytes))
             start = 0
             while filled := _read_into(file, part, start):
                 yield part[:filled]
@@ -193,6 +193,14 @@ def _write(file: int, data: memoryview) -> None:
             # Past the cache only whole pages can be written: the unaligned rest goes through it.
             if error.errno != errno.EINVAL or not _bypass_cache(file, False):
                 raise
+
+
+def _buffer(size: int) -> mmap.mmap:
+    """Page-aligned, as reads past the cache must be, and of huge pages, each of which is pinned for it."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _read_into(file: int, part: memoryview, start: int) -> int:

@@ -77,7 +77,7 @@ class InlineWriter:
 
 
 class WriterProcess:
-    """Writes in a process of its own, at low priority. When that has died, the next call starts another."""
+    """Writes in a process of its own. When that has died, the next call starts another."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
@@ -219,7 +219,6 @@ def _forward_signals(parent: int) -> None:
 def main(arena_descriptor: int, socket_descriptor: int, parent: int) -> None:
     """Answer commands until the parent closes the socket or dies."""
     _forward_signals(parent)
-    os.nice(10)
     arena = memoryview(mmap.mmap(arena_descriptor, 0, access=mmap.ACCESS_READ))
 
     def leave_if_orphaned() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import mmap
 import os
 import socket
 import subprocess
@@ -50,19 +51,33 @@ def memcpy(toy: Toy, _: Path) -> Save:
 
 
 def direct(toy: Toy, root: Path) -> Save:
-    """The same memory and the same bytes per rank as ours, written past the cache by a thread; no digest, no commit."""
+    """The same bytes per rank as ours, written past the cache from ordinary memory; no digest, no commit."""
+    size = _whole_pages(toy)
+    return _direct(toy, memoryview(mmap.mmap(-1, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)), root / "direct")
+
+
+def direct_from_arena(toy: Toy, root: Path) -> Save:
+    """The same from an arena like ours, which has huge pages where the kernel gives them."""
+    return _direct(toy, Arena(_whole_pages(toy)).memory, root / "direct-from-arena")
+
+
+def _whole_pages(toy: Toy) -> int:
+    return -(-sum(tensor.nbytes for tensor in toy.share) // PAGE_BYTES) * PAGE_BYTES
+
+
+def _direct(toy: Toy, data: memoryview, root: Path) -> Save:
+    """A thread writes, while training goes on."""
     sizes = [tensor.nbytes for tensor in toy.share]
-    arena = Arena(-(-sum(sizes) // PAGE_BYTES) * PAGE_BYTES)
-    cuts = torch.frombuffer(arena.memory, dtype=torch.uint8)[: sum(sizes)].split(sizes)
+    cuts = torch.frombuffer(data, dtype=torch.uint8)[: sum(sizes)].split(sizes)
     views = [cut.view(tensor.dtype).view(tensor.shape) for cut, tensor in zip(cuts, toy.share, strict=True)]
-    store, data = PosixStore(root / "direct"), memoryview(arena.memory)
+    store = PosixStore(root)
 
     def save(_folder: Path, step: int) -> Ended:
         torch._foreach_copy_(views, toy.share)
         times: list[float] = []
 
         def write() -> None:
-            key = f"data/{step}/rank-{dist.get_rank()}"
+            key = f"data/{step}-{dist.get_rank()}/bytes"
             store.put(key, (data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)))
             times.append(time.perf_counter())
             store.delete(key)
@@ -233,6 +248,7 @@ def lightning_trainer(toy: Toy, _: Path) -> Save:
 METHODS: Mapping[str, Callable[[Toy, Path], Save]] = {
     "memcpy": memcpy,
     "direct I/O": direct,
+    "direct I/O from the arena": direct_from_arena,
     "ours": ours,
     "ours without digests": ours_without_digests,
     "dcp.async_save, process + shared memory": dcp_process,
@@ -243,8 +259,8 @@ METHODS: Mapping[str, Callable[[Toy, Path], Save]] = {
     "Lightning": lightning_trainer,
 }
 FOR_SEVERAL_RANKS = (
-    "memcpy", "direct I/O", "ours", "ours without digests", "dcp.async_save, process + shared memory",
-    "dcp.async_save, thread", "dcp.save",
+    "memcpy", "direct I/O", "direct I/O from the arena", "ours", "ours without digests",
+    "dcp.async_save, process + shared memory", "dcp.async_save, thread", "dcp.save",
 )  # fmt: skip
 
 
