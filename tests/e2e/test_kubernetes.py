@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from support.kubernetes_server import Cluster, kubernetes_server
@@ -30,14 +31,15 @@ def test_a_jobset_that_loses_a_pod_goes_on_in_its_next_start(tmp_path, cluster, 
     assert status(run)["state"] == "PENDING"
 
     cluster.set_status("r1-1", replicatedJobsStatus=[{"name": "nodes", "ready": 2}])
-    first = Pods(jobset, 0)
-    wait_for_step(run, 12)
-    assert status(run)["state"] == "RUNNING"
-    first.kill(1)
-    assert first.codes() == [75, -9]  # which the policies of the JobSet start again, without counting
+    assert status(run)["state"] == "STARTING"
+    with closing(Pods(jobset, 0)) as first:
+        wait_for_step(run, 12)
+        first.kill(1)
+        assert first.codes() == [75, -9]  # which the policies of the JobSet start again, without counting
 
     cluster.set_status("r1-1", restarts=1, replicatedJobsStatus=[{"name": "nodes", "ready": 2}])
-    assert Pods(jobset, 1).codes() == [0, 0]
+    with closing(Pods(jobset, 1)) as second:
+        assert second.codes() == [0, 0]
     cluster.set_status("r1-1", conditions=[{"type": "Completed", "status": "True"}])
     state = status(run)
     assert [attempt["state"] for attempt in state["attempts"]] == ["LOST", "SUCCEEDED"]

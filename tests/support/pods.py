@@ -52,10 +52,11 @@ class Pods:
         return [process.wait(300) for process in self.processes]
 
     def close(self) -> None:
-        """Those that are still there, after a test that has failed."""
+        """End those that are still there, after a test that has failed."""
         for node, process in enumerate(self.processes):
             if process.poll() is None:
                 self.kill(node)
+                process.wait()
 
 
 def _given(container: dict[str, Any], fields: Mapping[str, Callable[[int], str]], node: int) -> dict[str, str]:
