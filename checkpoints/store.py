@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -89,7 +89,7 @@ def open_copies(folder: str, log_name: str) -> Store:
 
 def probe_writing(store: Store) -> None:
     """Raises StoreError when nothing can be written to the store."""
-    key = f"probe-{uuid.uuid4().hex}"
+    key = f"probe-{os.urandom(16).hex()}"
     store.put(key, [memoryview(b"probe")])
     store.delete(key)
 
@@ -100,7 +100,7 @@ def probe(store: Store) -> None:
     Raises NotExclusive when a second writer of a key is not told, and OutcomeUnknown when the store does not answer.
     """
     for _ in range(_PROBES):
-        key = f"log/probe-{uuid.uuid4().hex}"
+        key = f"log/probe-{os.urandom(16).hex()}"
         store.create(key, b"first")
         try:
             second = store.create(key, b"second")

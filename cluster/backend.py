@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Protocol
 
@@ -103,6 +102,8 @@ def backend_named(name: str, settings: Mapping[str, object] | None = None) -> Ba
     """The backend `name`. Raises ClusterError for an unknown one, and for settings that it does not have."""
     refuse_absent(name, f"--on {name}")
     if name not in BACKENDS:
+        from difflib import get_close_matches
+
         nearest = get_close_matches(name, BACKENDS, n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise ClusterError(

@@ -1,32 +1,27 @@
-"""A recipe as an omegaconf tree, which knows the type of each setting. What it refuses is a UsageError in our words."""
+"""A recipe as an omegaconf tree, which makes of each setting what its type and YAML's rules say. What it refuses is a
+UsageError in our words."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf, StringNode
+from omegaconf.errors import OmegaConfBaseException
 
 from launcher.errors import UsageError
-from launcher.overrides import flatten
+from launcher.overrides import flatten, is_open
+from launcher.plain import NOT_A_CHOICE, PROBLEMS
 from launcher.recipe import Recipe
 
-# omegaconf imports attrs where another package has brought it along. That takes 9 ms, and no recipe has classes of it.
-_attrs = sys.modules.setdefault("attr", None)  # type: ignore[arg-type]
-from omegaconf import OmegaConf, StringNode  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
-
-if _attrs is None:
-    del sys.modules["attr"]
-
 _PROBLEMS = (
-    ("converted to Integer", "is not a whole number"),
-    ("converted to Float", "is not a number"),
-    ("valid bool|converted to Boolean", "is not true or false"),
-    (r"expected one of \[(.*)\]", "is not one of {}"),
+    ("converted to Integer", PROBLEMS[int]),
+    ("converted to Float", PROBLEMS[float]),
+    ("valid bool|converted to Boolean", PROBLEMS[bool]),
+    (r"expected one of \[(.*)\]", NOT_A_CHOICE),
     (r"length (\d+) does not match type hint length (\d+)", "has {} values instead of {}"),
     ("is not a TupleConfig", "is not a list"),
     ("to string|for field of type .str", "is not a text"),
@@ -41,8 +36,15 @@ _PROBLEMS = (
 )
 
 
-def of_recipe(recipe: Recipe, source: str) -> Any:
-    """The recipe as an omegaconf tree."""
+def apply(recipe: Recipe, settings: Mapping[str, Any], source: str) -> Recipe:
+    """The recipe with `settings` by dotted key. Raises UsageError for a value that its type, or the recipe, refuses."""
+    config = _of_recipe(recipe, source)
+    for key, value in settings.items():
+        _update(config, key, value)
+    return to_recipe(config, source)
+
+
+def _of_recipe(recipe: Recipe, source: str) -> Any:
     settings = asdict(recipe)
     if "${" in repr(settings):
         return of_settings(settings, source)
@@ -67,10 +69,10 @@ def of_settings(settings: Mapping[str, Any], source: str) -> Any:
     return merged
 
 
-def update(config: Any, key: str, value: Any, *, is_new: bool) -> None:
-    """Set `key`, which is_new allows to be one that the tree has not got. A text is read as a YAML scalar or list."""
+def _update(config: Any, key: str, value: Any) -> None:
+    """A text is read as a YAML scalar or list."""
     try:
-        OmegaConf.update(config, key, _read(value, config, key), merge=False, force_add=is_new)
+        OmegaConf.update(config, key, _read(value, config, key), merge=False, force_add=is_open(key))
     except OmegaConfBaseException as error:
         raise UsageError(f"{key}={value} {_problem(error)}") from error
 

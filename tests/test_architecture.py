@@ -78,7 +78,7 @@ PLUMBING = re.compile(r"__editable__.*|_cython_[\d_]+")
     ("code", "allowed"),
     [
         (HELP, {"launcher", "cluster", "checkpoints"}),
-        (SHOW, {*PACKAGES, "omegaconf", "yaml", "_yaml", "antlr4", "attr"}),
+        (SHOW, {*PACKAGES, "yaml", "_yaml"}),
     ],
     ids=["help", "show"],
 )
