@@ -88,9 +88,12 @@ def _unknown(key: str, value: object, recipe: Recipe, known: Sequence[str]) -> s
 
 def from_mapping(settings: Mapping[str, Any], source: str) -> Recipe:
     """The recipe that a nested mapping spells out. Raises UsageError naming `source` and the key that is wrong."""
-    from launcher import tree
+    try:
+        return plain.from_mapping(settings)
+    except plain.NotPlain:
+        from launcher import tree
 
-    return tree.to_recipe(tree.of_settings(settings, source), source)
+        return tree.from_mapping(settings, source)
 
 
 def known_keys(recipe: Recipe) -> list[str]:

@@ -4,11 +4,11 @@ asks about the rest, takes as long to import and to read a recipe as all else th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
-from operator import attrgetter
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from launcher.errors import UsageError
 from launcher.recipe import Recipe
@@ -23,8 +23,6 @@ _TEXT = re.compile(r"[A-Za-z/][A-Za-z0-9_./:@+-]*")
 _NO_TEXTS = {"true", "false", "yes", "no", "on", "off", "y", "n", "t", "f", "null", "inf", "infinity", "nan"}
 _EXACT = 2**53
 
-_Section = TypeVar("_Section")
-
 
 class NotPlain(Exception):
     """It takes YAML's rules, or a conversion."""
@@ -32,41 +30,57 @@ class NotPlain(Exception):
 
 def apply(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """The recipe with `settings` by dotted key. Raises UsageError as omegaconf's tree does, and NotPlain."""
-    hints = dict(_hints(recipe, ""))
-    values: dict[str, Any] = {}
+    mapping = asdict(recipe)
     for key, value in settings.items():
-        holder, _, name = key.rpartition(".")
-        if key in hints:
-            values[key] = _read(key, value, hints[key])
-        elif get_origin(hints.get(holder)) is dict:
-            arguments = values.setdefault(holder, {**attrgetter(holder)(recipe)})
-            arguments[name] = _read(key, value, get_args(hints[holder])[1])
-        else:
+        *sections, name = key.split(".")
+        holder: Any = mapping
+        hint: Any = Recipe
+        for section in sections:
+            hint = _hint_in(hint, section)
+            holder = holder.get(section)
+        hint = _hint_in(hint, name)
+        if not isinstance(holder, dict):
             raise NotPlain
-    return _rebuilt(recipe, "", hints, values)
+        holder[name] = _read(key, value, hint)
+    return from_mapping(mapping)
 
 
-def _hints(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """The type of each setting by its key; sections have none."""
-    for name, hint in get_type_hints(type(section)).items():
-        value = getattr(section, name)
-        if is_dataclass(value) and _fits(value, hint):
-            yield from _hints(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", hint
+def from_mapping(settings: Mapping[str, Any]) -> Recipe:
+    """The recipe that a nested mapping spells out. Raises UsageError as omegaconf's tree does, and NotPlain."""
+    recipe: Recipe = _section(Recipe, settings)
+    return recipe
 
 
-def _rebuilt(section: _Section, prefix: str, hints: Mapping[str, Any], values: Mapping[str, Any]) -> _Section:
-    """The section with those values, and with its own ones if they are of their types."""
-    changes = {}
-    for field in fields(section):  # type: ignore[arg-type]
-        key, value = f"{prefix}{field.name}", getattr(section, field.name)
-        if key in hints:
-            own = _exact(value, hints[key])
-            changes[field.name] = values.get(key, own)
-        else:
-            changes[field.name] = _rebuilt(value, f"{key}.", hints, values)
-    return replace(section, **changes)  # type: ignore[type-var]
+def _section(kind: Any, settings: Any) -> Any:
+    needed = {one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING}
+    hints = _hints(kind)
+    if not (type(settings) is dict and needed <= settings.keys() <= hints.keys()):
+        raise NotPlain
+    return kind(**{name: _value(settings[name], hints[name]) for name in hints if name in settings})
+
+
+def _value(value: Any, hint: Any) -> Any:
+    if (kind := _section_kind(hint)) is not None and value is not None:
+        return _section(kind, value)
+    return _exact(tuple(value) if type(value) is list else value, hint)
+
+
+@cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return get_type_hints(kind)
+
+
+def _hint_in(hint: Any, name: str) -> Any:
+    """The type of what is called `name` in a section, or in a dictionary of arguments."""
+    if get_origin(hint) is dict:
+        return get_args(hint)[1]
+    if (kind := _section_kind(hint)) is None:
+        raise NotPlain
+    return _hints(kind).get(name)
+
+
+def _section_kind(hint: Any) -> Any:
+    return next(filter(is_dataclass, _kinds(hint)), None)
 
 
 def _read(key: str, value: Any, hint: Any) -> Any:

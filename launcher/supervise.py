@@ -37,7 +37,6 @@ _TRAINING_MODULES = (
     "torch.distributed.checkpoint",
     "launcher.train.loop",
     "tensorboard.summary.writer.event_file_writer",
-    "omegaconf",
 )
 _PRETRAINED_MODULES = ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama")
 _MODULES_THAT_LOOK_AT_THE_GPU = ("peft", "bitsandbytes")  # when they are imported: the one imports the other

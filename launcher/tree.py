@@ -41,23 +41,28 @@ def apply(recipe: Recipe, settings: Mapping[str, Any], source: str) -> Recipe:
     config = _of_recipe(recipe, source)
     for key, value in settings.items():
         _update(config, key, value)
-    return to_recipe(config, source)
+    return _to_recipe(config, source)
+
+
+def from_mapping(settings: Mapping[str, Any], source: str) -> Recipe:
+    """The recipe that a nested mapping spells out. Raises UsageError naming `source` and the key that is wrong."""
+    return _to_recipe(_of_settings(settings, source), source)
 
 
 def _of_recipe(recipe: Recipe, source: str) -> Any:
     settings = asdict(recipe)
     if "${" in repr(settings):
-        return of_settings(settings, source)
+        return _of_settings(settings, source)
     try:
         # In half the time of a merge; what omegaconf has just made itself needs no copy.
         config = OmegaConf.structured(recipe, flags={"no_deepcopy_set_nodes": True})
     except (OmegaConfBaseException, TypeError):
-        return of_settings(settings, source)  # names what is wrong by its whole key
+        return _of_settings(settings, source)  # names what is wrong by its whole key
     _allow_writing(config)
     return config
 
 
-def of_settings(settings: Mapping[str, Any], source: str) -> Any:
+def _of_settings(settings: Mapping[str, Any], source: str) -> Any:
     """An omegaconf tree with the types of a recipe and these values."""
     config = OmegaConf.structured(Recipe)
     _allow_writing(config)
@@ -77,7 +82,7 @@ def _update(config: Any, key: str, value: Any) -> None:
         raise UsageError(f"{key}={value} {_problem(error)}") from error
 
 
-def to_recipe(config: Any, source: str) -> Recipe:
+def _to_recipe(config: Any, source: str) -> Recipe:
     """Raises UsageError for a value that a recipe refuses."""
     try:
         recipe: Recipe = OmegaConf.to_object(config)  # type: ignore[assignment]

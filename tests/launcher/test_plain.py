@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from dataclasses import asdict
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launcher import Data, Lora, Model, Recipe, plain, tree
 from launcher.errors import UsageError
-from launcher.loading import load, shipped_recipes
+from launcher.loading import load, shipped_recipes, to_yaml
 from launcher.overrides import flatten
 
 RECIPE = Recipe(
@@ -47,10 +49,10 @@ TEXTS = st.one_of(
 )
 
 
-def meaning(module: Any, changes: dict[str, Any]) -> str:
+def meaning(make: Callable[..., Recipe], *words: object) -> str:
     """The recipe, with the types of its values, or the refusal."""
     try:
-        return repr(module.apply(RECIPE, changes) if module is plain else module.apply(RECIPE, changes, ""))
+        return repr(make(*words))
     except UsageError as error:
         return str(error)
 
@@ -60,7 +62,30 @@ def meaning(module: Any, changes: dict[str, Any]) -> str:
 @example({"schedule.kind": "fast", "optimizer.lr": "fast"})
 def test_what_is_plain_means_what_it_means_to_omegaconf(changes):
     with suppress(plain.NotPlain):
-        assert meaning(plain, changes) == meaning(tree, changes)
+        assert meaning(plain.apply, RECIPE, changes) == meaning(tree.apply, RECIPE, changes, "")
+
+
+@settings(max_examples=300, deadline=None)
+@given(KEYS, st.one_of(TEXTS, st.sampled_from(OTHERS)))
+def test_a_mapping_that_is_plain_means_what_it_means_to_omegaconf(key, value):
+    mapping = asdict(RECIPE)
+    holder = mapping
+    *sections, name = key.split(".")
+    for section in sections:
+        holder = holder[section]
+    holder[name] = value
+    with suppress(plain.NotPlain):
+        assert meaning(plain.from_mapping, mapping) == meaning(tree.from_mapping, mapping, "")
+
+
+@pytest.mark.parametrize("section", ["model", "adapter", "parallel", "batch"])
+@pytest.mark.parametrize("value", [..., None, {}, {"nothing": 1}, 3])
+def test_a_mapping_without_a_section_means_what_it_means_to_omegaconf(section, value):
+    mapping = {name: inner for name, inner in asdict(RECIPE).items() if (name, value) != (section, ...)}
+    if value is not ...:
+        mapping[section] = value
+    with suppress(plain.NotPlain):
+        assert meaning(plain.from_mapping, mapping) == meaning(tree.from_mapping, mapping, "")
 
 
 @pytest.mark.parametrize("key", ["optimizer.lr", "steps", "deterministic", "quantize", "stop_after", "optimizer.clip"])
@@ -73,7 +98,9 @@ def test_a_word_in_the_wrong_place_is_refused_without_omegaconf(key):
 def test_recipes_that_ship_are_plain_on_a_laptop_and_elsewhere(name, monkeypatch):
     monkeypatch.setattr(tree, "apply", None)
     for laptop in (True, False):
-        load(name, ["optimizer.lr=1e-4", "steps=70", "data.path=x.txt", "checkpoint.every=auto"], laptop=laptop)
+        resolved = load(name, ["optimizer.lr=1e-4", "steps=70", "checkpoint.every=auto"], laptop=laptop)
+        written = yaml.safe_load(to_yaml(resolved))
+        assert plain.from_mapping(written) == resolved.recipe == tree.from_mapping(written, name)
 
 
 @pytest.mark.parametrize("changed", [{"steps": True}, {"precision": "fp8"}, {"adapter": Model(name="b")}, {"data": 3}])
