@@ -27,7 +27,7 @@ from launcher.terminal import say
 RANKS = 2
 _SAVE_EVERY = 3
 _HELD_OUT = 2  # samples: a run that is resumed does without the evaluation before the first step
-_LEAST_SECONDS = 3.0  # of steps: fast ones would be over before they can be interrupted
+_LEAST_SECONDS = 4.0  # of steps: fast ones would be over before they can be interrupted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,12 +96,16 @@ def _leave_alone(trial: Trial, course: Course) -> float:
 
 
 def _interrupt(trial: Trial, course: Course, whole: Ending, step_seconds: float, copy: Path) -> Iterator[Check]:
-    """Interrupt the run at moments spread over it. The copy is made when the last interruption has ended it."""
+    """Interrupt the run at moments spread over its first half: on a busy machine a notice takes steps to arrive.
+
+    The copy is made when the last interruption has ended it.
+    """
     moment = random.Random(course.seed)
     what, start, compared, delivery = "before any interruption", _SAVE_EVERY, 0, None
     trial.start(RANKS)
     for number, interruption in enumerate(course.interruptions):
-        trial.reaches(max(start + 1, int((number + moment.random()) * whole.step / (len(course.interruptions) + 1))))
+        share = (number + moment.random()) / (2 * len(course.interruptions))
+        trial.reaches(max(start + 1, int(share * whole.step)))
         time.sleep(moment.uniform(0, step_seconds))
         records = records_of(trial.run)
         came = trial.interrupt(interruption, moment)

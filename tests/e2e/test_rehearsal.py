@@ -38,8 +38,8 @@ def test_a_shipped_recipe_passes_as_on_a_spot_machine_and_leaves_nothing_behind(
     with tempfile.TemporaryDirectory() as temporary:  # not below tmp_path: the paths of sockets must be short
         monkeypatch.setenv("TMPDIR", temporary)
         code, found = rehearse(TINY, "--on", "spot", folder=tmp_path)
+        assert code == 0, found
         assert list(Path(temporary).iterdir()) == []
-    assert code == 0, found
     assert found["is_equal"]
     assert found["first_differing_step"] is found["folder"] is None
     _, rank, everything, notice, ending, other_ranks = found["checks"]

@@ -90,8 +90,9 @@ class World:
         stack = ExitStack()
         for module in ("log", "entry", "committer", "channel", "saver"):
             stack.enter_context(patch(f"checkpoints.{module}.time", self.clock))
-        for module in ("committer", "entry", "store"):
+        for module in ("committer", "entry"):
             stack.enter_context(patch(f"checkpoints.{module}.uuid", names))
+        stack.enter_context(patch("checkpoints.store.os.urandom", lambda size: next(numbers).to_bytes(size, "big")))
         return stack
 
     def is_whole(self, commit: Commit) -> bool:
