@@ -34,6 +34,8 @@ def test_a_jobset_that_loses_a_pod_goes_on_in_its_next_start(tmp_path, cluster, 
     assert status(run)["state"] == "STARTING"
     with closing(Pods(jobset, 0)) as first:
         wait_for_step(run, 12)
+        with first.paused():
+            assert status(run)["state"] == "RUNNING"
         first.kill(1)
         assert first.codes() == [75, -9]  # which the policies of the JobSet start again, without counting
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -43,10 +43,25 @@ class Pods:
         ]
 
     def kill(self, node: int) -> None:
-        process = psutil.Process(self.processes[node].pid)
-        for one in [process, *process.children(recursive=True)]:
+        for one in self._all_of(node):
             with suppress(psutil.NoSuchProcess):  # children end with their parent
                 one.kill()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While the context lasts, nothing goes on, so that a run cannot end meanwhile."""
+        stopped = [one for node in range(len(self.processes)) for one in self._all_of(node)]
+        for one in stopped:
+            one.suspend()
+        try:
+            yield
+        finally:
+            for one in stopped:
+                one.resume()
+
+    def _all_of(self, node: int) -> list[psutil.Process]:
+        process = psutil.Process(self.processes[node].pid)
+        return [process, *process.children(recursive=True)]
 
     def codes(self) -> list[int]:
         return [process.wait(300) for process in self.processes]

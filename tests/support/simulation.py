@@ -84,7 +84,10 @@ class World:
     planted: set[str] = field(default_factory=set)
 
     def enter(self) -> ExitStack:
-        """The real code in this world, until the stack is closed: its clock, and random names that are not random."""
+        """The real code in this world, until the stack is closed: its clock, and random names that are not random.
+
+        os.urandom is that of the whole process: nothing else runs in it meanwhile.
+        """
         numbers = count(1)
         names = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{next(numbers):016x}" * 2))
         stack = ExitStack()
